@@ -1,0 +1,58 @@
+# Each target sets up what it needs in .venv; a second run skips what is there.
+
+PYTHON ?= python3
+JOBS ?= 2
+SEED ?= 0
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test check format train benchmarks clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime  ## prune a LeNet-5 trained on MNIST
+	$(BIN)/python examples/mnist/demo.py
+
+test: $(VENV)/.test  ## run the tests, in JOBS processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
+
+check: $(VENV)/.dev  ## check format, lint and types
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## format the code and mend what lint can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+train: $(VENV)/.runtime  ## train the LeNet-5 of the demo from SEED
+	$(BIN)/python examples/mnist/train.py --seed $(SEED)
+
+benchmarks: $(VENV)/.test  ## run the benchmarks
+	$(BIN)/python benchmarks/run.py
+
+clean:  ## remove .venv and every cache
+	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	$(PYTHON) -m venv --clear $(VENV)
+	touch $@
+
+$(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.runtime
+	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(PIP) --editable '.[dev]'
+	touch $@

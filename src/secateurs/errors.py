@@ -1,0 +1,55 @@
+"""Every error a user can meet. Each message says what went wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SecateursError(Exception):
+    """The base of every error that this library raises on purpose."""
+
+
+class TraceError(SecateursError):
+    """The model could not be run, or what it did could not be recorded."""
+
+
+class PlanError(SecateursError, ValueError):
+    """A plan is not valid: an unknown group, a bad index, an unbalanced or impossible choice."""
+
+
+class MendError(SecateursError):
+    """An integer in the model fixes a size that a plan changes, and it cannot be rewritten."""
+
+
+class LawError(SecateursError):
+    """A cut changed more than the deleted units: the law of the cut does not hold."""
+
+
+class DataError(SecateursError, ValueError):
+    """The data or the loss cannot be used: an empty loader, a NaN, a wrong shape."""
+
+
+class BudgetError(SecateursError, ValueError):
+    """A budget is malformed or cannot be reached."""
+
+
+class FileError(SecateursError):
+    """A file is missing, truncated, foreign or does not belong to the model at hand."""
+
+
+class ConfigError(SecateursError, ValueError):
+    """A command line or configuration value is wrong."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A clause that suggests the closest known name; empty if none is close.
+
+    >>> nearest("cov1", ["conv1", "fc1"])
+    "; did you mean 'conv1'?"
+    """
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known[:8])}{', …' if len(known) > 8 else ''}" if known else ""

@@ -1,0 +1,232 @@
+"""The gated network, and the law of the cut.
+
+Deleting a unit gives the same function as the uncut network in which every read of the unit is
+multiplied by zero. The gate sits on the operand that a reader reads.
+"""
+
+from __future__ import annotations
+
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from .errors import LawError, TraceError
+from .groups import Graph, Selection
+from .plan import Plan
+from .trace.analyse import Read, analyse
+from .trace.labels import Axis
+from .trace.program import Instead, Intercept, Node, Ref
+from .trace.record import as_call, evaluating, input_tensors, model_tensors
+from .trace.sizes import resized_args
+
+# The largest relative error that rounding explains, by the precision of the output.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far a cut model is from the original gated at its reads.
+
+    Attributes:
+        exact: whether the plan touches exact groups only. Otherwise the reference retakes the
+            statistics over the units that stay.
+        max_error: the largest absolute difference of any output.
+        max_relative_error: the same over the largest absolute value of the reference.
+        tolerance: the relative error that rounding explains at this precision.
+    """
+
+    exact: bool
+    max_error: float
+    max_relative_error: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the law of the cut holds up to rounding; False for NaN."""
+        return self.max_relative_error <= self.tolerance
+
+    def __str__(self) -> str:
+        verdict = "holds" if self.holds else "is BROKEN"
+        how = "exact" if self.exact else "statistics retaken over the units that stay"
+        return (
+            f"the law of the cut {verdict} ({how}): largest deviation {self.max_error:.2e}, "
+            f"relative {self.max_relative_error:.2e}, tolerance {self.tolerance:.0e}"
+        )
+
+
+def trace(model: nn.Module, example_inputs: Any) -> Graph:
+    """Run the model once and find what can be cut from it.
+
+    Args:
+        model: any module that runs; it is left untouched.
+        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+
+    Returns:
+        The graph: its program, its groups, and the axes that are frozen, with reasons.
+
+    Raises:
+        TraceError: the model does not run on these inputs, or returns no tensor.
+
+    >>> import torch, secateurs as sc
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> [(g.name, g.kind, g.size) for g in sc.trace(net, torch.zeros(1, 4)).groups]
+    [('0', 'neuron', 8)]
+    """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"a torch.nn.Module is expected first, not {type(model).__name__}")
+    return Graph(analyse(model, example_inputs))
+
+
+def gate(graph: Graph, selection: Selection) -> dict[int, Intercept]:
+    """Intercepts that multiply every read of the selected units by zero."""
+    by_node: dict[int, list[tuple[Read, np.ndarray[Any, Any]]]] = {}
+    for read in graph.analysis.reads:
+        removed = selection.removed(read.axis)
+        if removed.any():
+            by_node.setdefault(read.position, []).append((read, ~removed))
+    return {position: _gated(gates) for position, gates in by_node.items()}
+
+
+def _gated(gates: list[tuple[Read, Any]]) -> Intercept:
+    def intercept(args: list[Any]) -> list[Any]:
+        for read, kept in gates:
+            x = args[read.arg]
+            shape = [1] * x.dim()
+            shape[read.dim] = -1
+            args[read.arg] = x * torch.from_numpy(kept).to(x).reshape(shape)
+        return args
+
+    return intercept
+
+
+def statistics(graph: Graph, selection: Selection) -> dict[int, Instead]:
+    """Replacements that take every statistic over the units that stay only."""
+    out: dict[int, Instead] = {}
+    for position in graph.analysis.statistics:
+        node = graph.program.nodes[position]
+        touched = (axis for ident in node.inputs for axis in graph.analysis.axes[ident])
+        if any(selection.removed(axis).any() for axis in touched):
+            out[position] = _retaken(graph, selection, node)
+    return out
+
+
+def _retaken(graph: Graph, selection: Selection, node: Node) -> Instead:
+    """Run a node on what stays of its operands, and put zeros where something went."""
+    axes = graph.analysis.axes
+    stated = resized_args(graph.analysis, node, selection)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        small = [
+            _keep(arg, axes[ref.id], selection) if isinstance(ref, Ref) else stated[i]
+            for i, (arg, ref) in enumerate(zip(args, node.args, strict=True))
+        ]
+        result = node.op(*small, **kwargs)
+        if not node.multiple:
+            return _spread(result, axes[node.outputs[0] or 0], selection)
+        return [
+            out if ident is None else _spread(out, axes[ident], selection)
+            for out, ident in zip(result, node.outputs, strict=True)
+        ]
+
+    return run
+
+
+def _keep(tensor: torch.Tensor, axes: list[Axis], selection: Selection) -> torch.Tensor:
+    for dim, axis in enumerate(axes):
+        removed = selection.removed(axis)
+        if removed.any():
+            kept = torch.from_numpy(np.flatnonzero(~removed)).to(tensor.device)
+            tensor = tensor.index_select(dim, kept)
+    return tensor
+
+
+def _spread(tensor: torch.Tensor, axes: list[Axis], selection: Selection) -> torch.Tensor:
+    for dim, axis in enumerate(axes):
+        removed = selection.removed(axis)
+        if removed.any():
+            kept = torch.from_numpy(np.flatnonzero(~removed)).to(tensor.device)
+            shape = (*tensor.shape[:dim], len(removed), *tensor.shape[dim + 1 :])
+            tensor = tensor.new_zeros(shape).index_copy(dim, kept, tensor)
+    return tensor
+
+
+def gated_output(graph: Graph, model: nn.Module, plan: Plan, example_inputs: Any) -> Any:
+    """What the uncut model gives when every read of the plan's units is multiplied by zero."""
+    selection = graph.select(plan.groups)
+    with torch.no_grad(), evaluating(model):
+        return graph.program.replay(
+            model_tensors(model),
+            input_tensors(example_inputs),
+            gate(graph, selection),
+            statistics(graph, selection),
+        )
+
+
+def verify(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    *,
+    graph: Graph | None = None,
+) -> Proof:
+    """Check the law of the cut: the cut model against the original gated at its reads.
+
+    Both run in eval mode on the example inputs; use a float64 model for a proof to rounding.
+
+    Args:
+        model: the uncut model.
+        small: the cut model.
+        plan: the plan that made one from the other.
+        example_inputs: as for `trace`.
+        graph: the trace of `model` on inputs of these shapes, if at hand.
+
+    Raises:
+        PlanError: the plan was not made for `model`.
+        LawError: the cut model does not run, or returns another structure.
+
+    >>> import torch, secateurs as sc
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)).double()
+    >>> x = torch.randn(3, 4, dtype=torch.float64)
+    >>> plan = sc.trace(net, x).plan({"0": [1, 5]})
+    >>> sc.verify(net, sc.apply(net, plan), plan, x).holds
+    True
+    """
+    plan.check(model)
+    if graph is None:
+        graph = trace(model, example_inputs)
+    reference = gated_output(graph, model, plan, example_inputs)
+    args, kwargs = as_call(example_inputs)
+    try:
+        with torch.no_grad(), evaluating(small):
+            result = small(*args, **kwargs)
+    except Exception as error:
+        raise LawError(f"the cut model does not run: {type(error).__name__}: {error}") from error
+    return _compare(plan.exact, reference, result)
+
+
+def _compare(exact: bool, reference: Any, result: Any) -> Proof:
+    wanted, given = (
+        [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+        for tree in (reference, result)
+    )
+    if [tuple(t.shape) for t in wanted] != [tuple(t.shape) for t in given]:
+        raise LawError("the cut model returns tensors of other shapes than the original")
+    worst, relative = 0.0, 0.0
+    tolerance = min(TOLERANCE.get(t.dtype, 1e-3) for t in wanted)
+    for a, b in zip(wanted, given, strict=True):
+        error = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+        scale = float(a.double().abs().max()) if a.numel() else 1.0
+        ratio = error / scale if scale > 0 else error
+        if error != error or ratio != ratio:
+            return Proof(exact, float("nan"), float("nan"), tolerance)
+        worst, relative = max(worst, error), max(relative, ratio)
+    return Proof(exact, worst, relative, tolerance)
+
+
+

@@ -1,0 +1,509 @@
+"""Groups of coupled units: what can be cut from a traced network, and what cannot, and why."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import PlanError, nearest
+from .trace.analyse import Analysis
+from .trace.labels import Axis, Bools, Factor, Ints, find, leaves
+from .trace.program import Program
+from .trace.resolve import Resolved, resolve
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+log = logging.getLogger("secateurs")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one tensor that a group touches: `count` slices go with each unit."""
+
+    tensor: str
+    dim: int
+    count: int
+
+    def __str__(self) -> str:
+        times = f" ×{self.count}" if self.count > 1 else ""
+        return f"{self.tensor}[{self.dim}]{times}"
+
+
+@dataclass
+class Group:
+    """Interchangeable units along one axis, with everything that is coupled to them.
+
+    Attributes:
+        name: the module that first writes the units.
+        kind: 'channel', 'neuron', 'width', …; what a unit is called.
+        size: how many units there are.
+        exact: whether deleting a unit equals zeroing it at its reads. False where a statistic
+            (a normalisation, a mean) is taken over the axis; `why_inexact` says which.
+        balance: block number of every unit, (size,), or None. A plan takes the same number of
+            units from each block.
+        writes, reads, carries: the tensors' axes that make, read, or pass on the units.
+    """
+
+    name: str
+    kind: str
+    size: int
+    units: Ints
+    exact: bool = True
+    why_inexact: str = ""
+    balance: Ints | None = None
+    writes: list[Member] = field(default_factory=list)
+    reads: list[Member] = field(default_factory=list)
+    carries: list[Member] = field(default_factory=list)
+
+    @property
+    def members(self) -> list[str]:
+        """The paths of all modules that the group touches, writers first."""
+        paths = (m.tensor.rpartition(".")[0] for m in self.axes)
+        return list(dict.fromkeys(paths))
+
+    @property
+    def axes(self) -> list[Member]:
+        return [*self.writes, *self.reads, *self.carries]
+
+    def blocks(self) -> list[Ints]:
+        """The unit indices of each balance block; one block where there is no constraint."""
+        if self.balance is None:
+            return [np.arange(self.size)]
+        return [np.flatnonzero(self.balance == b) for b in np.unique(self.balance)]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A parameter axis, or a part of one, that cannot be cut, and why."""
+
+    tensor: str
+    dim: int
+    size: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.dim}] ({self.size}): {self.reason}"
+
+
+class Selection:
+    """A set of units to delete, as masks over any axis of the program."""
+
+    def __init__(self, graph: Graph, units: Iterable[int]):
+        self.graph = graph
+        resolved = graph.resolved
+        gone = np.zeros(len(resolved.root), dtype=bool)
+        gone[graph.classes[np.fromiter(units, dtype=np.int64)]] = True
+        for cls, operands in resolved.products.items():
+            if any(graph.reaches(operand, gone) for operand in operands):
+                gone[cls] = True
+        self._gone: Bools = gone[resolved.root]
+        self._masks: dict[int, Bools] = {}
+
+    def _removed(self, factor: Factor) -> Bools:
+        mask = self._masks.get(id(factor))
+        if mask is None:
+            if factor.labels is None:
+                mask = np.zeros(factor.size, dtype=bool)
+            else:
+                mask = self._gone[factor.labels]
+            self._masks[id(factor)] = mask
+        return mask
+
+    def gone(self, labels: Ints) -> Bools:
+        """Which of these labels go, in the same shape."""
+        return self._gone[labels]
+
+    def removed(self, axis: Axis) -> Bools:
+        """Which indices of an axis go, (size,)."""
+        parts = leaves(axis)
+        if not parts:
+            return np.zeros(1, dtype=bool)
+        mask = self._removed(parts[0])
+        for part in parts[1:]:
+            mask = (mask[:, None] | self._removed(part)[None, :]).ravel()
+        return mask
+
+    def size(self, axis: Axis) -> int:
+        """How many indices of an axis stay."""
+        out = 1
+        for part in leaves(axis):
+            out *= part.size - int(np.count_nonzero(self._removed(part)))
+        return out
+
+
+class Graph:
+    """A traced network: its program, its groups, and its frozen axes.
+
+    Attributes:
+        groups: what can be cut.
+        frozen: every parameter axis that is in no group, with its reason.
+    """
+
+    def __init__(self, analysis: Analysis):
+        self.analysis = analysis
+        self.groups: list[Group] = []
+        self.frozen: list[Frozen] = []
+        self._build()
+
+    @property
+    def program(self) -> Program:
+        return self.analysis.program
+
+    # ------------------------------------------------------------------ lookup
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, name: str) -> Group:
+        """The group of this name, or the one that the module of this path belongs to.
+
+        Raises:
+            PlanError: no group, or several, go by this name.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return group
+        found = [g for g in self.groups if name in g.members or name in map(str, g.axes)]
+        written = [g for g in found if any(m.tensor.rpartition(".")[0] == name for m in g.writes)]
+        found = written or found
+        if len(found) == 1:
+            log.info(
+                "%r is coupled with %s; the group is called %r",
+                name,
+                ", ".join(m for m in found[0].members if m != name),
+                found[0].name,
+            )
+            return found[0]
+        if found:
+            names = ", ".join(repr(g.name) for g in found)
+            raise PlanError(f"module {name!r} belongs to several groups: {names}; name one of them")
+        frozen = [f for f in self.frozen if f.tensor.rpartition(".")[0] == name]
+        if frozen:
+            raise PlanError(f"module {name!r} cannot be cut: {frozen[0]}")
+        known = [g.name for g in self.groups] + [m for g in self.groups for m in g.members]
+        raise PlanError(f"no group is called {name!r}{nearest(name, known)}")
+
+    # ------------------------------------------------------------------ plans
+    def plan(self, units: Mapping[str, Iterable[int]]) -> Plan:
+        """A validated plan: group (or module path) -> indices of the units to delete.
+
+        Raises:
+            PlanError: a wrong name, an index out of range or twice, all units of a group, or
+                unequal counts where the group is balanced.
+            MendError: an integer in the model's code fixes a size that would change.
+
+        >>> import torch, secateurs as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> sc.trace(net, torch.zeros(1, 4)).plan({"0": [1, 5]}).groups
+        {'0': [1, 5]}
+        """
+        from .plan import make_plan
+
+        return make_plan(self, units)
+
+    def random_plan(self, fraction: float, seed: int = 0, *, exact_only: bool = True) -> Plan:
+        """A valid random plan that deletes about this fraction of every group's units."""
+        from .plan import random_plan
+
+        return random_plan(self, fraction, seed, exact_only=exact_only)
+
+    def select(self, plan: Mapping[str, Iterable[int]]) -> Selection:
+        """The masks of a plan's units; names and indices are taken as valid."""
+        chosen = [self[name].units[np.asarray(list(idx), int)] for name, idx in plan.items()]
+        return Selection(self, np.concatenate(chosen) if chosen else np.zeros(0, int))
+
+    def reaches(self, cls: int, gone: Bools) -> bool:
+        """Whether a class goes, given which base classes go."""
+        return bool(gone[cls]) or any(
+            self.reaches(operand, gone) for operand in self.resolved.products.get(cls, ())
+        )
+
+    # ------------------------------------------------------------------ building
+    def _build(self) -> None:
+        analysis = self.analysis
+        slots = []
+        for name, ident in analysis.program.tensors.items():
+            if not analysis.program.values[ident].shape:
+                continue
+            for dim, axis in enumerate(analysis.tensor_axes(name, ident)):
+                if axis:
+                    slots.append((name, dim, axis))
+                    for factor in leaves(axis):
+                        if factor.frozen is None:
+                            analysis.labels.of(factor)
+        self.resolved: Resolved = resolve(analysis.labels)
+        self._incidence: dict[int, tuple[Ints, Ints]] = {}
+        self._number_units(slots)
+        self._assign(slots)
+        self._mark_inexact()
+        self._balance()
+        self._describe(slots)
+
+    def _number_units(self, slots: list[tuple[str, int, Axis]]) -> None:
+        """Every class that can go by itself and holds a slice of the model is a unit."""
+        resolved = self.resolved
+        seen = [f.labels for _, _, axis in slots for f in leaves(axis) if f.labels is not None]
+        classes = np.unique(resolved.root[np.concatenate(seen)]) if seen else np.zeros(0, int)
+        todo = classes.tolist()
+        base = set()
+        while todo:
+            cls = todo.pop()
+            if cls in resolved.products:
+                todo += resolved.products[cls]
+            elif not resolved.frozen[cls]:
+                base.add(cls)
+        self.classes: Ints = np.array(sorted(base), dtype=np.int64)
+        self.unit_of: Ints = np.full(len(resolved.root), -1)
+        self.unit_of[self.classes] = np.arange(len(self.classes))
+
+    def incidence(self, factor: Factor) -> tuple[Ints, Ints]:
+        """Which positions of a leaf factor go with which units: (positions, units)."""
+        factor = find(factor)
+        known = self._incidence.get(id(factor))
+        if known is None:
+            none = np.zeros(0, dtype=np.int64)
+            known = (none, none) if factor.labels is None else self._locate(factor.labels)
+            self._incidence[id(factor)] = known
+        return known
+
+    def _locate(self, labels: Ints) -> tuple[Ints, Ints]:
+        """Which positions of a label vector go with which units."""
+        classes = self.resolved.root[labels]
+        units = self.unit_of[classes]
+        at = np.flatnonzero(units >= 0)
+        extra = [
+            (position, unit)
+            for position in np.flatnonzero(units < 0).tolist()
+            for unit in self._units_under(int(classes[position]))
+        ]
+        if not extra:
+            return at, units[at]
+        more = np.array(extra).T
+        return np.r_[at, more[0]], np.r_[units[at], more[1]]
+
+    def _units_under(self, cls: int) -> set[int]:
+        if self.unit_of[cls] >= 0:
+            return {int(self.unit_of[cls])}
+        operands = self.resolved.products.get(cls, ())
+        return set().union(*(self._units_under(operand) for operand in operands))
+
+    def axis_incidence(self, axis: Axis) -> tuple[Ints, Ints]:
+        """Which indices of an axis go with which units: (indices, units)."""
+        parts = leaves(axis)
+        if len(parts) == 1:
+            return self.incidence(parts[0])
+        shape = [part.size for part in parts]
+        everywhere = np.arange(int(np.prod(shape))).reshape(shape)
+        where, which = [], []
+        for d, part in enumerate(parts):
+            positions, units = self.incidence(part)
+            lines = np.moveaxis(everywhere, d, 0)[positions].reshape(len(positions), -1)
+            where.append(lines.ravel())
+            which.append(np.repeat(units, lines.shape[1]))
+        return np.concatenate(where), np.concatenate(which)
+
+    def _slot_counts(self, axis: Axis) -> list[tuple[Ints, int]]:
+        """(units in order of position, slices per unit) for each family on an axis."""
+        parts = leaves(axis)
+        total = int(np.prod([part.size for part in parts]))
+        out = []
+        for part in parts:
+            positions, units = self.incidence(part)
+            if len(units):
+                distinct, first, counts = np.unique(units, return_index=True, return_counts=True)
+                times = counts * (total // part.size)
+                order = np.argsort(positions[first], kind="stable")
+                distinct, times = distinct[order], times[order]
+                out += [(distinct[times == n], int(n)) for n in np.unique(times)]
+        return out
+
+    def _assign(self, slots: list[tuple[str, int, Axis]]) -> None:
+        """Put every unit in the group of the first axis that writes it (else touches it)."""
+        analysis = self.analysis
+        self._counts = {
+            (name, dim): self._slot_counts(axis)
+            for name, dim, axis in slots
+        }
+        ranked = sorted(
+            self._counts,
+            key=lambda s: (
+                analysis.roles.get(s) != "writes",
+                analysis.order.get(s[0], 1 << 30),
+                s[1],
+            ),
+        )
+        self.group_of: Ints = np.full(len(self.classes), -1)
+        self.index_of: Ints = np.zeros(len(self.classes), dtype=np.int64)
+        names: set[str] = set()
+        for slot in ranked:
+            for units, count in self._counts[slot]:
+                units = units[self.group_of[units] < 0]
+                if not len(units):
+                    continue
+                name, kind = self._name(slot, count, names)
+                names.add(name)
+                self.group_of[units] = len(self.groups)
+                self.index_of[units] = np.arange(len(units))
+                self.groups.append(Group(name, kind, len(units), units))
+
+    def _name(self, slot: tuple[str, int], count: int, taken: set[str]) -> tuple[str, str]:
+        tensor, dim = slot
+        kind = self.analysis.kinds.get(slot, "width")
+        path = tensor.rpartition(".")[0] or tensor
+        for name in (path, f"{path}:{kind}", f"{tensor}[{dim}]", f"{tensor}[{dim}]x{count}"):
+            if name not in taken:
+                return name, kind
+        return f"{tensor}[{dim}]#{len(taken)}", kind
+
+    def _mark_inexact(self) -> None:
+        for axis, reason in self.analysis.labels.inexact:
+            for factor in leaves(axis):
+                for group in np.unique(self.group_of[self.incidence(factor)[1]]).tolist():
+                    self.groups[group].exact = False
+                    self.groups[group].why_inexact = reason
+
+    def _balance(self) -> None:
+        """Turn 'equal counts from each block of this axis' into a block number per unit."""
+        cells: dict[int, list[tuple[int, int]]] = {}
+        merged = np.arange(len(self.groups))
+        spoiled: dict[int, str] = {}
+        for number, (labels, reason) in enumerate(self.analysis.labels.balanced):
+            blocks = labels.shape[0]
+            positions, units = self._locate(labels.ravel())
+            counts = np.zeros((len(self.classes), blocks), dtype=np.int64)
+            np.add.at(counts, (units, positions // labels.shape[1]), 1)
+            touched = np.flatnonzero(counts.any(axis=1))
+            uneven = touched[(counts[touched] != counts[touched, :1]).any(axis=1)]
+            if not len(uneven):
+                continue
+            single = (counts[uneven] > 0).sum(axis=1) == 1
+            block = counts[uneven].argmax(axis=1)
+            if not single.all() or len(np.unique(block)) < blocks:
+                why = f"{reason}: no equal count can go from each"
+                spoiled |= dict.fromkeys(uneven.tolist(), why)
+                continue
+            for unit, b in zip(uneven.tolist(), block.tolist(), strict=True):
+                cells.setdefault(unit, []).append((number, b))
+            owners = np.unique(merged[self.group_of[uneven]])
+            merged[np.isin(merged, owners)] = owners[0]
+        self._merge(merged)
+        for group in self.groups:
+            own = [tuple(cells.get(unit, ())) for unit in group.units.tolist()]
+            if any(own):
+                kinds = {cell: i for i, cell in enumerate(sorted(set(own)))}
+                group.balance = np.array([kinds[cell] for cell in own])
+                if not _sufficient(kinds):
+                    spoiled[int(group.units[0])] = "its balance constraints overlap only in part"
+        if spoiled:
+            owners = {int(self.group_of[unit]): reason for unit, reason in spoiled.items()}
+            self._freeze_groups(owners)
+
+    def _merge(self, merged: Ints) -> None:
+        """Join groups that share a balance constraint."""
+        if (merged == np.arange(len(merged))).all():
+            return
+        for number, into in enumerate(merged.tolist()):
+            if into != number:
+                target, extra = self.groups[into], self.groups[number]
+                target.units = np.r_[target.units, extra.units]
+                target.size = len(target.units)
+                target.exact &= extra.exact
+                target.why_inexact = target.why_inexact or extra.why_inexact
+        self._keep([g for g, into in enumerate(merged.tolist()) if into == g])
+
+    def _keep(self, numbers: list[int]) -> None:
+        """Keep only these groups, and number units anew."""
+        self.groups = [self.groups[number] for number in numbers]
+        self.group_of[:] = -1
+        for number, group in enumerate(self.groups):
+            self.group_of[group.units] = number
+            self.index_of[group.units] = np.arange(group.size)
+
+    def _freeze_groups(self, reasons: Mapping[int, str]) -> None:
+        """Give up groups: their units are frozen for these reasons."""
+        for number, reason in reasons.items():
+            units = self.groups[number].units
+            classes = self.classes[units]
+            self.resolved.frozen[classes] = True
+            self.resolved.reason_of[classes] = len(self.resolved.reasons)
+            self.resolved.reasons.append(reason)
+            self.unit_of[classes] = -1
+        self._incidence.clear()
+        self._keep([n for n in range(len(self.groups)) if n not in reasons])
+
+    def give_up(self, reasons: Mapping[str, str]) -> None:
+        """Freeze whole groups, by name, for the reasons given."""
+        numbers = {n: reasons[g.name] for n, g in enumerate(self.groups) if g.name in reasons}
+        self._freeze_groups(numbers)
+        self._describe(self._slots)
+
+    def _describe(self, slots: list[tuple[str, int, Axis]]) -> None:
+        """Say which axes each group touches, and which axes no group does."""
+        self._slots = slots
+        self.frozen = []
+        for group in self.groups:
+            group.writes, group.reads, group.carries = [], [], []
+        roles = self.analysis.roles
+        for name, dim, axis in slots:
+            for units, count in self._counts[name, dim]:
+                for number in np.unique(self.group_of[units]).tolist():
+                    if number >= 0:
+                        role = roles.get((name, dim), "carries")
+                        getattr(self.groups[number], role).append(Member(name, dim, count))
+            self._describe_frozen(name, dim, axis)
+
+    def _describe_frozen(self, name: str, dim: int, axis: Axis) -> None:
+        parts = leaves(axis)
+        if any(len(self.incidence(part)[0]) == part.size for part in parts):
+            return
+        reasons: dict[str, int] = {}
+        for part in parts:
+            if part.frozen is not None:
+                reasons.setdefault(part.frozen, part.size)
+            elif part.labels is not None:
+                held = np.setdiff1d(np.arange(part.size), self.incidence(part)[0])
+                for cls in self.resolved.root[part.labels[held]].tolist():
+                    why = self.resolved.reason(cls) or "no unit"
+                    reasons[why] = reasons.get(why, 0) + 1
+        for reason, size in list(reasons.items())[:1]:
+            self.frozen.append(Frozen(name, dim, size, reason))
+
+    # ------------------------------------------------------------------ printing
+    def __str__(self) -> str:
+        from .tables import graph_table
+
+        return graph_table(self)
+
+    def __repr__(self) -> str:
+        return f"<Graph: {len(self.groups)} groups, {len(self.frozen)} frozen axes>"
+
+    def records(self) -> list[dict[str, Any]]:
+        """The groups as plain data."""
+        return [
+            {
+                "name": g.name,
+                "kind": g.kind,
+                "size": g.size,
+                "exact": g.exact,
+                "balance": None if g.balance is None else g.balance.tolist(),
+                "members": g.members,
+            }
+            for g in self.groups
+        ]
+
+
+def _sufficient(cells: Iterable[tuple[tuple[int, int], ...]]) -> bool:
+    """Whether equal counts from every cell give equal counts from every block of a constraint."""
+    held: dict[int, Counter[int]] = {}
+    for cell in cells:
+        for constraint, block in cell:
+            held.setdefault(constraint, Counter())[block] += 1
+    return all(len(set(counts.values())) == 1 for counts in held.values())

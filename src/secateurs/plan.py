@@ -1,0 +1,370 @@
+"""A plan: which units go, and every slice and integer that goes with them, as plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .errors import FileError, PlanError
+from .surgery.mend import Literal, mend
+from .trace.labels import Ints, leaves
+from .trace.record import model_tensors
+
+if TYPE_CHECKING:
+    from .groups import Graph, Group, Selection
+
+FORMAT = "secateurs.plan/1"
+
+
+@dataclass(frozen=True)
+class Slices:
+    """What one tensor loses: per dimension, one list of indices, or one list per block.
+
+    A dimension of a grouped kernel may lose other indices in each of `len(blocks)` equal runs of
+    rows (dimension 0); all blocks lose equally many.
+    """
+
+    shape: tuple[int, ...]
+    removed: dict[int, list[list[int]]]
+
+    @property
+    def new_shape(self) -> tuple[int, ...]:
+        return tuple(n - len(self.removed.get(d, [[]])[0]) for d, n in enumerate(self.shape))
+
+    def keep(self, dim: int) -> list[Ints]:
+        """The indices that stay along a dimension, per block."""
+        every = np.arange(self.shape[dim])
+        return [np.setdiff1d(every, gone) for gone in self.removed.get(dim, [[]])]
+
+    def cut(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor without what it loses.
+
+        >>> Slices((2, 3), {1: [[0]]}).cut(torch.arange(6).reshape(2, 3)).tolist()
+        [[1, 2], [4, 5]]
+        """
+        for dim in sorted(self.removed):
+            blocks = self.keep(dim)
+            if len(blocks) == 1:
+                index = torch.from_numpy(blocks[0]).to(tensor.device)
+                tensor = tensor.index_select(dim, index)
+            else:
+                rows = tensor.shape[0] // len(blocks)
+                runs = tensor.split(rows)
+                tensor = torch.cat(
+                    [
+                        run.index_select(dim, torch.from_numpy(kept).to(tensor.device))
+                        for run, kept in zip(runs, blocks, strict=True)
+                    ]
+                )
+        return tensor.contiguous()
+
+    def then(self, other: Slices) -> Slices:
+        """This cut followed by another, as one cut of the original tensor."""
+        removed: dict[int, list[list[int]]] = {}
+        for dim in sorted({*self.removed, *other.removed}):
+            first, second = self.keep(dim), other.keep(dim)
+            blocks = max(len(first), len(second))
+            first, second = (side * (blocks // len(side)) for side in (first, second))
+            every = np.arange(self.shape[dim])
+            removed[dim] = [
+                np.setdiff1d(every, a[b]).tolist() for a, b in zip(first, second, strict=True)
+            ]
+        return Slices(self.shape, removed)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Plain data that turns one model into a smaller one; see `Graph.plan`.
+
+    Attributes:
+        groups: group -> indices of the units that go.
+        sizes: group -> how many units it has before the cut.
+        tensors: tensor path -> the slices that it loses.
+        attributes: 'module.attribute' or 'module.attribute[i]' -> (before, after).
+        literals: integers written in a module's code, rewritten for that module.
+        exact: whether the law of the cut holds without a statistic being retaken.
+    """
+
+    groups: dict[str, list[int]]
+    sizes: dict[str, int]
+    tensors: dict[str, Slices]
+    attributes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    literals: tuple[Literal, ...] = ()
+    exact: bool = True
+
+    def __len__(self) -> int:
+        """How many units go."""
+        return sum(map(len, self.groups.values()))
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that this plan was not made for.
+
+        Raises:
+            PlanError: a tensor is missing or of another shape, or an attribute differs.
+        """
+        own = model_tensors(model)
+        for name, slices in self.tensors.items():
+            if name not in own:
+                raise PlanError(
+                    f"the plan does not fit this model: it has no tensor {name!r}; "
+                    "make the plan from a trace of this very model"
+                )
+            if tuple(own[name].shape) != slices.shape:
+                raise PlanError(
+                    f"the plan does not fit this model: {name!r} has shape "
+                    f"{tuple(own[name].shape)} where the plan expects {slices.shape}"
+                    + ("; it has been cut already" if own[name].numel() < _numel(slices) else "")
+                )
+
+    def then(self, other: Plan) -> Plan:
+        """This plan followed by one made for its result, as one plan for the original model.
+
+        Raises:
+            PlanError: the other plan was not made for what this one gives.
+        """
+        groups = {name: list(indices) for name, indices in self.groups.items()}
+        sizes = {**other.sizes, **self.sizes}
+        for name, indices in other.groups.items():
+            gone = groups.get(name, [])
+            kept = np.setdiff1d(np.arange(sizes[name]), gone)
+            if len(kept) != other.sizes[name]:
+                raise PlanError(f"group {name!r} has {len(kept)} units left, not {other.sizes[name]}")
+            groups[name] = sorted([*gone, *kept[indices].tolist()])
+        tensors = dict(self.tensors)
+        for path, slices in other.tensors.items():
+            before = tensors.get(path)
+            if before is not None and before.new_shape != slices.shape:
+                raise PlanError(f"the second plan does not fit the result of the first at {path!r}")
+            tensors[path] = slices if before is None else before.then(slices)
+        attributes = dict(self.attributes)
+        for attribute, (old, new) in other.attributes.items():
+            attributes[attribute] = (attributes.get(attribute, (old, new))[0], new)
+        literals = {literal.key: literal for literal in self.literals}
+        for literal in other.literals:
+            match = next((k for k, v in literals.items() if v.same_place(literal)), literal.key)
+            old = literals[match].old if match in literals else literal.old
+            literals[match] = Literal(literal.module, literal.method, old, literal.new)
+        return Plan(
+            groups, sizes, tensors, attributes, tuple(literals.values()), self.exact and other.exact
+        )
+
+    # ------------------------------------------------------------------ plain data
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "groups": self.groups,
+            "sizes": self.sizes,
+            "exact": self.exact,
+            "tensors": {
+                name: {
+                    "shape": list(s.shape),
+                    "removed": {str(dim): blocks for dim, blocks in s.removed.items()},
+                }
+                for name, s in self.tensors.items()
+            },
+            "attributes": {name: list(pair) for name, pair in self.attributes.items()},
+            "literals": [literal.to_list() for literal in self.literals],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Plan:
+        """The plan that `to_dict` described.
+
+        Raises:
+            FileError: the data is not a plan.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise FileError(f"this is not a plan: it does not say format {FORMAT!r}")
+        try:
+            tensors = {
+                str(name): Slices(
+                    tuple(map(int, entry["shape"])),
+                    {
+                        int(dim): [[int(i) for i in block] for block in blocks]
+                        for dim, blocks in entry["removed"].items()
+                    },
+                )
+                for name, entry in data["tensors"].items()
+            }
+            plan = cls(
+                {str(g): [int(i) for i in idx] for g, idx in data["groups"].items()},
+                {str(g): int(n) for g, n in data["sizes"].items()},
+                tensors,
+                {str(a): (int(o), int(n)) for a, (o, n) in data["attributes"].items()},
+                tuple(Literal.from_list(item) for item in data["literals"]),
+                bool(data["exact"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise FileError(f"the plan is malformed: {error!r}") from error
+        plan._check_indices()
+        return plan
+
+    def _check_indices(self) -> None:
+        for name, slices in self.tensors.items():
+            for dim, blocks in slices.removed.items():
+                size = slices.shape[dim] if 0 <= dim < len(slices.shape) else -1
+                good = bool(blocks) and all(
+                    len(set(block)) == len(block) == len(blocks[0]) < size
+                    and all(0 <= i < size for i in block)
+                    for block in blocks
+                )
+                if not good or (len(blocks) > 1 and slices.shape[0] % len(blocks)):
+                    raise FileError(f"the plan is malformed: bad indices for {name!r} dim {dim}")
+        for name, indices in self.groups.items():
+            size = self.sizes.get(name, -1)
+            if len(set(indices)) != len(indices) or not all(0 <= i < size for i in indices):
+                raise FileError(f"the plan is malformed: bad units for group {name!r}")
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        try:
+            return cls.from_dict(json.loads(text))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise FileError(f"the plan is not valid JSON: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        from .files.atomic import write_text
+
+        write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan.
+
+        Raises:
+            FileError: the file is missing, truncated or not a plan.
+        """
+        from .files.atomic import read_text
+
+        return cls.from_json(read_text(path))
+
+
+def _numel(slices: Slices) -> int:
+    return int(np.prod(slices.shape))
+
+
+# ---------------------------------------------------------------------- making plans
+def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
+    """See `Graph.plan`."""
+    chosen: dict[str, list[int]] = {}
+    for name, indices in units.items():
+        group = graph[name]
+        chosen[group.name] = [*chosen.get(group.name, []), *_as_indices(group, indices)]
+    chosen = {name: sorted(indices) for name, indices in chosen.items() if indices}
+    for name, indices in chosen.items():
+        _check_units(graph[name], indices)
+    selection = graph.select(chosen)
+    _check_axes(graph, selection)
+    attributes, literals = mend(graph.analysis, selection)
+    return Plan(
+        chosen,
+        {name: graph[name].size for name in chosen},
+        _slices(graph, selection),
+        {str(attribute): pair for attribute, pair in attributes.items()},
+        tuple(literals),
+        all(graph[name].exact for name in chosen),
+    )
+
+
+def _as_indices(group: Group, indices: Iterable[int]) -> list[int]:
+    out = []
+    for index in indices:
+        try:
+            number = index.__index__()
+        except (AttributeError, TypeError):
+            raise PlanError(f"unit {index!r} of group {group.name!r} is not an integer") from None
+        if not 0 <= number < group.size:
+            raise PlanError(
+                f"unit {number} of group {group.name!r} is out of range: "
+                f"it has {group.size} units, 0 to {group.size - 1}"
+            )
+        out.append(int(number))
+    return out
+
+
+def _check_units(group: Group, indices: list[int]) -> None:
+    twice = sorted({i for i in indices if indices.count(i) > 1}) if _repeats(indices) else []
+    if twice:
+        raise PlanError(f"units {twice} of group {group.name!r} are named twice")
+    if len(indices) == group.size:
+        raise PlanError(
+            f"all {group.size} units of group {group.name!r} would go, and nothing would pass; "
+            "leave at least one"
+        )
+    if group.balance is not None:
+        counts = {
+            int(block): int(np.isin(members, indices).sum())
+            for block, members in enumerate(group.blocks())
+        }
+        if len(set(counts.values())) > 1:
+            low, high = min(counts.values()), max(counts.values())
+            raise PlanError(
+                f"group {group.name!r} is balanced: its {len(counts)} blocks must lose equally "
+                f"many units, but lose between {low} and {high}; see graph[{group.name!r}].balance"
+            )
+
+
+def _repeats(indices: list[int]) -> bool:
+    return len(set(indices)) < len(indices)
+
+
+def _check_axes(graph: Graph, selection: Selection) -> None:
+    """No axis anywhere may be emptied, and balanced axes must lose equally from each block."""
+    for vector in graph.analysis.labels.vectors:
+        if vector.labels is not None and selection.removed((vector,)).all():
+            raise PlanError("the plan would empty an axis somewhere in the network; leave a unit")
+    for labels, reason in graph.analysis.labels.balanced:
+        lost = selection.gone(labels).sum(axis=1)
+        if (lost != lost[0]).any():
+            raise PlanError(f"the plan is unbalanced: {reason} lose between {lost.min()} and {lost.max()}")
+
+
+def _slices(graph: Graph, selection: Selection) -> dict[str, Slices]:
+    analysis = graph.analysis
+    out: dict[str, Slices] = {}
+    for name, ident in analysis.program.tensors.items():
+        shape = analysis.program.values[ident].shape
+        removed: dict[int, list[list[int]]] = {}
+        for dim, axis in enumerate(analysis.tensor_axes(name, ident)):
+            if not axis or all(leaf.labels is None for leaf in leaves(axis)):
+                continue
+            mask = selection.removed(axis)
+            if mask.any():
+                lines = mask.reshape(-1, shape[dim])
+                removed[dim] = [np.flatnonzero(line).tolist() for line in lines]
+        if removed:
+            out[name] = Slices(shape, removed)
+    return out
+
+
+def random_plan(graph: Graph, fraction: float, seed: int, *, exact_only: bool) -> Plan:
+    """See `Graph.random_plan`."""
+    if not 0 <= fraction < 1:
+        raise PlanError(f"fraction must be at least 0 and below 1, not {fraction}")
+    rng = np.random.default_rng(seed)
+    for attempt in range(10):
+        units: dict[str, list[int]] = {}
+        for group in graph.groups:
+            if exact_only and not group.exact:
+                continue
+            blocks = group.blocks()
+            count = min(int(fraction * group.size / len(blocks)), *(len(b) - 1 for b in blocks), 1 << 30)
+            chosen = [i for b in blocks for i in rng.choice(b, count, replace=False).tolist()]
+            units[group.name] = sorted(chosen)
+        try:
+            return make_plan(graph, units)
+        except PlanError:
+            if attempt == 9:
+                raise
+    raise PlanError("no valid random plan was found")

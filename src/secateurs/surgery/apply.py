@@ -1,0 +1,133 @@
+"""Apply a plan: a smaller model out of a model, whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+from types import CodeType, FunctionType, MethodType
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..errors import PlanError
+from ..plan import Plan
+from ..trace.record import model_tensors
+from .mend import Literal
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
+    """The model without the units of a plan.
+
+    Args:
+        model: the model that the plan was made for.
+        plan: from `Graph.plan`, or read from a file.
+        inplace: cut the model itself (its parameters stay the same objects) instead of a copy.
+
+    Returns:
+        The smaller model.
+
+    Raises:
+        PlanError: the plan does not fit the model; nothing was changed.
+
+    >>> import torch, secateurs as sc
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+    >>> plan = sc.trace(net, torch.zeros(1, 4)).plan({"0": [1, 5]})
+    >>> sc.apply(net, plan)
+    Sequential(
+      (0): Linear(in_features=4, out_features=6, bias=True)
+      (1): Linear(in_features=6, out_features=2, bias=True)
+    )
+    """
+    plan.check(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    attributes = {n: _locate(modules, n, old) for n, (old, _) in plan.attributes.items()}
+    for literal in plan.literals:
+        _method(modules, literal)
+    own = model_tensors(model)
+    with torch.no_grad():
+        cut = {name: slices.cut(own[name].detach()) for name, slices in plan.tensors.items()}
+    if not inplace:
+        # the copy shares nothing with the model, and never holds the full-size tensors
+        memo: dict[int, Any] = {id(own[name]): _twin(own[name], new) for name, new in cut.items()}
+        model = copy.deepcopy(model, memo)
+        modules = dict(model.named_modules(remove_duplicate=False))
+    else:
+        for name, new in cut.items():
+            own[name].data = new
+            own[name].grad = None
+    for name, (module, attribute, index) in attributes.items():
+        _assign(modules[module], attribute, index, plan.attributes[name][1])
+    for literal in plan.literals:
+        _rewrite(modules[literal.module], literal)
+    return model
+
+
+def _twin(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(new, requires_grad=old.requires_grad)
+    return new.requires_grad_(old.requires_grad)
+
+
+def _locate(
+    modules: dict[str, nn.Module], name: str, old: int
+) -> tuple[str, str, int | None]:
+    """(module path, attribute, item) of a plan's attribute, checked against the model."""
+    path, _, attribute = name.rpartition(".")
+    attribute, bracket, item = attribute.partition("[")
+    index = int(item[:-1]) if bracket else None
+    value: Any = modules[path].__dict__.get(attribute) if path in modules else None
+    if index is not None and isinstance(value, (tuple, list)) and index < len(value):
+        value = value[index]
+    if value != old or isinstance(value, bool):
+        raise PlanError(f"the plan does not fit this model: {name} is {value!r}, not {old}")
+    return path, attribute, index
+
+
+def _assign(module: nn.Module, attribute: str, index: int | None, value: int) -> None:
+    if index is None:
+        module.__dict__[attribute] = value
+        return
+    items = list(module.__dict__[attribute])
+    items[index] = value
+    module.__dict__[attribute] = type(module.__dict__[attribute])(items)
+
+
+# ---------------------------------------------------------------------- numbers in the code
+def _method(modules: dict[str, nn.Module], literal: Literal) -> FunctionType:
+    module = modules.get(literal.module)
+    method = getattr(module, literal.method, None)
+    function = getattr(method, "__func__", None)
+    if not isinstance(function, FunctionType) or not _holds(function.__code__, literal.old):
+        raise PlanError(
+            f"the plan does not fit this model: {literal.module or 'the model'}.{literal.method} "
+            f"does not use the number {literal.old}"
+        )
+    return function
+
+
+def _holds(code: CodeType, number: int) -> bool:
+    return any(
+        number in value if isinstance(value, tuple) else type(value) is int and value == number
+        for value in code.co_consts
+    )
+
+
+def _rewrite(module: nn.Module, literal: Literal) -> None:
+    """Give this module its own copy of a method with one constant replaced."""
+    function: Any = getattr(module, literal.method).__func__
+
+    def new(value: object) -> object:
+        if isinstance(value, tuple):
+            return tuple(map(new, value))
+        return literal.new if type(value) is int and value == literal.old else value
+
+    code = function.__code__
+    code = code.replace(co_consts=tuple(map(new, code.co_consts)))
+    mended = FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    mended.__kwdefaults__ = function.__kwdefaults__
+    mended.__doc__ = function.__doc__
+    module.__dict__[literal.method] = MethodType(mended, module)

@@ -1,0 +1,188 @@
+"""Follow every axis of every tensor through a program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from . import rules
+from .labels import Axis, Factor, Labels, find, fresh_axis, frozen_axis, leaves
+from .program import Node, Program
+from .record import record
+
+
+@dataclass(frozen=True)
+class Read:
+    """Argument `arg` of node `position` (value `value`) is read linearly along dimension `dim`."""
+
+    position: int
+    arg: int
+    value: int
+    dim: int
+    axis: Axis
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """The inner channel axis of a grouped kernel: its own labels in each block of dimension 0."""
+
+    factor: Factor
+    blocks: int
+
+
+class Analysis:
+    """The axes of a program's values, and who reads and writes them.
+
+    Attributes:
+        axes: value id -> one axis per dimension.
+        reads: every linear read of a live tensor along an axis, in order.
+        roles: (tensor path, dim) -> 'writes' or 'reads'; what is in neither is carried along.
+        kinds: (tensor path, dim) -> what a unit written there is called.
+        blocked: tensor path -> the per-block labels of its dimension 1.
+        order: tensor path -> position of the first node that uses it.
+        statistics: positions of the nodes that take a statistic over an axis.
+    """
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.labels = Labels()
+        self.axes: dict[int, list[Axis]] = {}
+        self.reads: list[Read] = []
+        self.roles: dict[tuple[str, int], str] = {}
+        self.kinds: dict[tuple[str, int], str] = {}
+        self.blocked: dict[str, Blocked] = {}
+        self.order: dict[str, int] = {}
+        self.statistics: list[int] = []
+        self._origins: dict[int, tuple[str, ...]] = {}
+        self._position = 0
+        self._start()
+        for position, node in enumerate(program.nodes):
+            self._position = position
+            self._step(node)
+        for ident in program.output_ids():
+            self.freeze_value(ident, "output of the network")
+
+    def _start(self) -> None:
+        batch = {self.program.values[i].shape[:1] for i in self.program.inputs[:1]}
+        for ident in self.program.inputs:
+            shape = self.program.values[ident].shape
+            self.axes[ident] = [
+                frozen_axis(n, "input of the network", batch=d == 0 and shape[:1] in batch)
+                for d, n in enumerate(shape)
+            ]
+        for name, ident in self.program.tensors.items():
+            self.axes[ident] = [fresh_axis(n) for n in self.program.values[ident].shape]
+            self._origins[ident] = (name,)
+        for ident in self.program.constants:
+            shape = self.program.values[ident].shape
+            self.axes[ident] = [frozen_axis(n, "a constant of the code") for n in shape]
+
+    def _step(self, node: Node) -> None:
+        for ident, axes in zip(node.outputs, rules.follow(self, node), strict=False):
+            if ident is not None:
+                self.axes[ident] = axes
+        origins: tuple[str, ...] = ()
+        for ident in node.inputs:
+            for name in self._origins.get(ident, ()):
+                self.order.setdefault(name, self._position)
+                if name not in origins:
+                    origins += (name,)
+        for ident in node.outputs:
+            if ident is not None and not self.program.values[ident].live:
+                self._origins[ident] = origins
+
+    # ------------------------------------------------------------------ for the rules
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """The shape of a node's first output."""
+        first = next(out for out in node.outputs if out is not None)
+        return self.program.values[first].shape
+
+    def arg_axes(self, node: Node) -> list[Axis]:
+        """The axes of a node's first tensor."""
+        return self.axes[node.inputs[0]]
+
+    def frozen_outputs(self, node: Node, reason: str) -> list[list[Axis]]:
+        return [
+            []
+            if out is None
+            else [frozen_axis(n, reason) for n in self.program.values[out].shape]
+            for out in node.outputs
+        ]
+
+    def freeze_value(self, ident: int, reason: str) -> None:
+        for axis in self.axes[ident]:
+            self.labels.freeze(axis, reason)
+
+    def statistic(self, axis: Axis, reason: str) -> None:
+        """The node takes a statistic over this axis: cutting it changes what stays."""
+        if any(find(factor).frozen is None for factor in axis):
+            self.labels.inexact.append((axis, reason))
+            if self._position not in self.statistics[-1:]:
+                self.statistics.append(self._position)
+
+    def writes(self, ident: int, axis: Axis, kind: str) -> None:
+        """A free axis of a weight: it makes these units."""
+        self._note(ident, axis, "writes", kind)
+
+    def reads_weight(self, ident: int, axis: Axis) -> None:
+        """A contracted axis of a weight: it reads these units."""
+        self._note(ident, axis, "reads", "")
+
+    def _note(self, ident: int, axis: Axis, role: str, kind: str) -> None:
+        wanted = {id(leaf) for leaf in leaves(axis)}
+        for name in self._origins.get(ident, ()):
+            own = self.program.tensors[name]
+            for d, mine in enumerate(self.tensor_axes(name, own)):
+                found = leaves(mine)
+                if found and all(id(leaf) in wanted for leaf in found):
+                    self.roles.setdefault((name, d), role)
+                    if kind:
+                        self.kinds.setdefault((name, d), kind)
+
+    def tensor_axes(self, name: str, ident: int) -> list[Axis]:
+        axes = self.axes[ident]
+        if name in self.blocked:
+            return [axes[0], (self.blocked[name].factor,), *axes[2:]]
+        return axes
+
+    def read(self, node: Node, arg: int, ident: int, dim: int) -> None:
+        """This operand is read linearly along one of its axes."""
+        axis = self.axes[ident][dim]
+        self.reads.append(Read(self._position, arg, ident, dim, axis))
+
+    def contract(
+        self, node: Node, left: tuple[int, int, int], right: tuple[int, int, int]
+    ) -> None:
+        """Both operands, each (argument, value, dim), lose the same indices of a summed axis."""
+        live = [self.program.values[ident].live for _, ident, _ in (left, right)]
+        axes = [self.axes[ident][dim] for _, ident, dim in (left, right)]
+        for (_, ident, _), axis in zip((left, right), axes, strict=True):
+            self.reads_weight(ident, axis)
+        if any(live):
+            arg, ident, dim = left if live[0] else right
+            if any(find(factor).frozen is None for factor in axes[0]):
+                self.read(node, arg, ident, dim)
+        else:
+            self.statistic(axes[0], "a product of weights alone is summed over it")
+        self.labels.unite(*axes)
+
+    def blocked_axis(self, ident: int, groups: int) -> Factor | None:
+        """The per-group labels of dimension 1 of a grouped kernel; None if it is computed."""
+        names = [name for name, own in self.program.tensors.items() if own == ident]
+        if not names:
+            return None
+        known = self.blocked.get(names[0])
+        if known is None:
+            size = groups * self.program.values[ident].shape[1]
+            known = self.blocked[names[0]] = Blocked(Factor(size), groups)
+            self.labels.freeze(self.axes[ident][1], "inside the groups of a convolution")
+        return known.factor if known.blocks == groups else None
+
+
+def analyse(model: nn.Module, example_inputs: object) -> Analysis:
+    """Record one run of the model and follow its axes."""
+    return Analysis(record(model, example_inputs, rules.supported))
+
+
+__all__ = ["Analysis", "Blocked", "Read", "analyse"]

@@ -1,0 +1,189 @@
+"""A program: the ATen operations that one run of a model really executed, and how to replay them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any, TypeAlias
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..errors import TraceError
+from .tagged import Attribute
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A reference to value number `id` of a program."""
+
+    id: int
+
+
+@dataclass
+class Call:
+    """One torch function that the model called; its integers, and who called it."""
+
+    name: str
+    integers: list[int]
+    code: CodeType | None = None
+    line: int = 0
+    owner: str | None = None
+
+    @property
+    def place(self) -> str:
+        if self.code is None:
+            return self.name
+        return f"{self.code.co_filename}:{self.line}: {self.name}"
+
+
+@dataclass
+class Node:
+    """One ATen operation: `outputs` are value ids (None: not a tensor)."""
+
+    op: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[int | None, ...]
+    multiple: bool
+    module: str
+    call: Call | None = None
+    inputs: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return str(self.op.overloadpacket).replace("aten.", "")
+
+
+@dataclass
+class Value:
+    """A tensor of the program: its shape and whether it depends on the inputs."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    live: bool
+
+
+Intercept: TypeAlias = Callable[[list[Any]], list[Any]]
+Instead: TypeAlias = Callable[..., Any]
+
+
+@dataclass
+class Program:
+    """What one run did: values, nodes, and which values are inputs, tensors of the model, outputs.
+
+    `tensors` maps a parameter's, buffer's or tensor attribute's path to its value; `constants`
+    holds tensors met on the way that belong to neither. `attributes` are the integer attributes of
+    the modules, and `methods` names the method of a module that a piece of code is.
+    """
+
+    values: list[Value] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    input_spec: pytree.TreeSpec | None = None
+    tensors: dict[str, int] = field(default_factory=dict)
+    constants: dict[int, torch.Tensor] = field(default_factory=dict)
+    outputs: Any = None
+    attributes: dict[Attribute, int] = field(default_factory=dict)
+    methods: dict[tuple[str, CodeType], str] = field(default_factory=dict)
+
+    def output_ids(self) -> list[int]:
+        return [leaf.id for leaf in pytree.tree_leaves(self.outputs) if isinstance(leaf, Ref)]
+
+    def prune_dead(self) -> None:
+        """Drop every operation that no output depends on."""
+        wanted = set(self.output_ids())
+        kept = []
+        for node in reversed(self.nodes):
+            if any(out in wanted for out in node.outputs):
+                kept.append(node)
+                wanted.update(node.inputs)
+        self.nodes = kept[::-1]
+
+    def last_use(self) -> dict[int, list[int]]:
+        """Node position -> the values that no later node reads."""
+        keep = set(self.output_ids())
+        last: dict[int, int] = {}
+        for position, node in enumerate(self.nodes):
+            for value in (*node.inputs, *(out for out in node.outputs if out is not None)):
+                last[value] = position
+        out: dict[int, list[int]] = {}
+        for value, position in last.items():
+            if value not in keep:
+                out.setdefault(position, []).append(value)
+        return out
+
+    def replay(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        inputs: Sequence[torch.Tensor],
+        intercept: Mapping[int, Intercept] | None = None,
+        instead: Mapping[int, Instead] | None = None,
+        observe: Callable[[int, torch.Tensor], None] | None = None,
+    ) -> Any:
+        """Run the program again.
+
+        Args:
+            tensors: the model's tensors by path.
+            inputs: the input tensors, in the order and with the shapes of the recording.
+            intercept: node position -> a function from the node's arguments to new arguments.
+            instead: node position -> a function that computes the node's result from its
+                arguments.
+            observe: called with every value id and its tensor as it is made.
+
+        Returns:
+            What the model returned.
+
+        Raises:
+            TraceError: an input has another shape than the recording.
+        """
+        intercept, instead = intercept or {}, instead or {}
+        env: dict[int, torch.Tensor] = dict(self.constants)
+        for ident, tensor in zip(self.inputs, inputs, strict=True):
+            if tuple(tensor.shape) != self.values[ident].shape:
+                raise TraceError(
+                    f"the program was recorded for an input of shape {self.values[ident].shape} "
+                    f"and cannot replay one of shape {tuple(tensor.shape)}; trace it again"
+                )
+            env[ident] = tensor
+        env.update((ident, tensors[name]) for name, ident in self.tensors.items())
+        if observe is not None:
+            for ident, tensor in env.items():
+                observe(ident, tensor)
+        dying = self.last_use()
+        for position, node in enumerate(self.nodes):
+            args = [fill(arg, env) for arg in node.args]
+            if position in intercept:
+                args = intercept[position](args)
+            kwargs = {k: fill(v, env) for k, v in node.kwargs.items()} if node.kwargs else {}
+            run = instead.get(position, node.op)
+            result = run(*args, **kwargs)
+            for ident, out in zip(
+                node.outputs, result if node.multiple else (result,), strict=False
+            ):
+                if ident is not None:
+                    env[ident] = out
+                    if observe is not None:
+                        observe(ident, out)
+            for ident in dying.get(position, ()):
+                env.pop(ident, None)
+        return pytree.tree_map_only(Ref, lambda ref: env[ref.id], self.outputs)
+
+
+def fill(arg: Any, env: Mapping[int, torch.Tensor]) -> Any:
+    """An argument with its references replaced by tensors."""
+    if isinstance(arg, Ref):
+        return env[arg.id]
+    if isinstance(arg, list):
+        return [fill(item, env) for item in arg]
+    return arg
+
+
+def refs(arg: Any) -> Iterator[int]:
+    """The value ids that an argument refers to."""
+    if isinstance(arg, Ref):
+        yield arg.id
+    elif isinstance(arg, (list, tuple)):
+        for item in arg:
+            yield from refs(item)

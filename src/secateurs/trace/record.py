@@ -1,0 +1,391 @@
+"""Record one run of a model as a program, without changing the model."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch._decomp import decomposition_table
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..errors import TraceError
+from .program import Call, Node, Program, Ref, Value, refs
+from .tagged import Attribute, Size, TaggedInt
+
+aten = torch.ops.aten
+
+
+def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as (args, kwargs): a tensor, a tuple of args, or a dict of kwargs."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def input_tensors(example_inputs: Any) -> list[torch.Tensor]:
+    """The tensors among the inputs, in a fixed order."""
+    leaves = pytree.tree_leaves(as_call(example_inputs))
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter, buffer and plain tensor attribute by path; shared ones under each path."""
+    out: dict[str, torch.Tensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for store in (module._parameters, module._buffers, module.__dict__):
+            for name, tensor in store.items():
+                if isinstance(tensor, torch.Tensor):
+                    out[prefix + name] = tensor
+    return out
+
+
+class _Dispatch(TorchDispatchMode):
+    """Writes every ATen operation into the program."""
+
+    def __init__(self, recorder: Recorder):
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self.recorder.supported(func):
+            decomposed = self._decompose(func, args, kwargs)
+            if decomposed is not NotImplemented:
+                return decomposed
+        return self.recorder.run(func, args, kwargs)
+
+    def _decompose(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func in decomposition_table:
+            with self:
+                return decomposition_table[func](*args, **kwargs)
+        if torch._C._dispatch_has_kernel_for_dispatch_key(
+            func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
+        ):
+            with self:
+                return func.decompose(*args, **kwargs)
+        return NotImplemented
+
+
+class _Functions(TorchFunctionMode):
+    """Notes which torch function the model called with which integers, and tags sizes."""
+
+    def __init__(self, recorder: Recorder):
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        recorder = self.recorder
+        if func is _SHAPE:
+            return recorder.tag_shape(args[0], func(*args))
+        if func is torch.Tensor.size:
+            return recorder.tag_size(args, kwargs or {}, func(*args, **(kwargs or {})))
+        outer, recorder.call = recorder.call, recorder.note(func, args, kwargs or {})
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            recorder.call = outer
+
+
+_SHAPE = torch.Tensor.shape.__get__
+_TORCH = torch.__path__[0]
+
+
+class Recorder:
+    """State of one recording: the program so far, and which tensor is which value."""
+
+    def __init__(self, model: nn.Module, supported: Callable[[Any], bool]):
+        self.model = model
+        self.supported = supported
+        self.program = Program()
+        self.call: Call | None = None
+        self.stack: list[str] = [""]
+        self.paths = {id(m): path for path, m in model.named_modules()}
+        self._ids: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
+        self._storage: dict[int, int] = {}
+        self._inplace: list[tuple[int, int]] = []
+        self.names: dict[int, str] = {}
+        for name, tensor in model_tensors(model).items():
+            self.names.setdefault(id(tensor), name)
+
+    # ------------------------------------------------------------------ values
+    def bind(self, tensor: torch.Tensor, live: bool) -> int:
+        """A new value for a tensor, which from now on is known by it."""
+        ident = len(self.program.values)
+        self.program.values.append(Value(tuple(tensor.shape), tensor.dtype, live))
+        key = id(tensor)
+        ids = self._ids
+
+        def forget(_: object) -> None:
+            if key in ids and ids[key][1] == ident:
+                del ids[key]
+
+        ids[key] = (weakref.ref(tensor, forget), ident)
+        with contextlib.suppress(RuntimeError, NotImplementedError):
+            self._storage[ident] = tensor.untyped_storage()._cdata
+        return ident
+
+    def value(self, tensor: torch.Tensor) -> int:
+        """The value that a tensor is; a tensor of the model or a constant if not met before."""
+        known = self._ids.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        ident = self.bind(tensor, live=False)
+        name = self.names.get(id(tensor))
+        if name is not None:
+            self.program.tensors[name] = ident
+        else:
+            self.program.constants[ident] = tensor
+        return ident
+
+    def reference(self, arg: Any) -> Any:
+        if isinstance(arg, torch.Tensor):
+            return Ref(self.value(arg))
+        if type(arg) in (list, tuple):
+            return [self.reference(item) for item in arg]
+        return int(arg) if isinstance(arg, TaggedInt) else arg
+
+    # ------------------------------------------------------------------ operations
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Execute one operation and record it."""
+        noted = tuple(self.reference(arg) for arg in args)
+        noted_kwargs = {key: self.reference(arg) for key, arg in kwargs.items()}
+        result = func(*args, **kwargs)
+        inputs = tuple(refs((noted, tuple(noted_kwargs.values()))))
+        live = any(self.program.values[ident].live for ident in inputs)
+        multiple = isinstance(result, (tuple, list))
+        outputs = tuple(
+            self.bind(out, live) if isinstance(out, torch.Tensor) else None
+            for out in (result if multiple else (result,))
+        )
+        name = func._schema.name
+        if name.endswith("_") and not name.endswith("__"):
+            self._inplace.append((len(self.program.nodes), inputs[0]))
+        self.program.nodes.append(
+            Node(func, noted, noted_kwargs, outputs, multiple, self.stack[-1], self.call, inputs)
+        )
+        return result
+
+    def functionalise(self) -> None:
+        """Rewrite in-place operations that no other live name can see as their pure forms."""
+        program = self.program
+        last: dict[int, int] = {}
+        for position, node in enumerate(program.nodes):
+            for ident in node.inputs:
+                last[ident] = position
+        last.update((ident, len(program.nodes)) for ident in program.output_ids())
+        sharing: dict[int, list[int]] = {}
+        for ident, storage in self._storage.items():
+            sharing.setdefault(storage, []).append(ident)
+        for position, target in self._inplace:
+            node = program.nodes[position]
+            others = sharing.get(self._storage.get(target, -1), [])
+            seen_later = any(
+                ident < (node.outputs[0] or 0) and last.get(ident, -1) > position
+                for ident in others
+            )
+            packet = getattr(aten, node.op._schema.name.split("::")[1][:-1], None)
+            pure = getattr(packet, node.op._overloadname, None) if packet is not None else None
+            if not seen_later and pure is not None and not pure._schema.is_mutable:
+                node.op = pure
+
+    # ------------------------------------------------------------------ calls and sizes
+    def note(self, func: Any, args: Any, kwargs: Any) -> Call | None:
+        integers = list(_integers((args, tuple(kwargs.values()))))
+        if not integers:
+            return None
+        call = Call(getattr(func, "__name__", str(func)), integers)
+        if any(not isinstance(i, TaggedInt) and i > 1 for i in integers):
+            frame = inspect.currentframe()
+            while frame is not None and (
+                frame.f_code.co_filename == __file__
+                or frame.f_code.co_filename.startswith(_TORCH)
+            ):
+                frame = frame.f_back
+            if frame is not None:
+                call.code, call.line = frame.f_code, frame.f_lineno
+                owner = frame.f_locals.get("self")
+                call.owner = self.paths.get(id(owner)) if owner is not None else None
+                if call.owner is not None:
+                    method = getattr(type(owner), frame.f_code.co_name, None)
+                    if getattr(method, "__code__", None) is frame.f_code:
+                        key = (call.owner, frame.f_code)
+                        self.program.methods[key] = frame.f_code.co_name
+        return call
+
+    def tag_shape(self, tensor: torch.Tensor, shape: torch.Size) -> torch.Size:
+        ident = self.value(tensor)
+        return torch.Size([TaggedInt(n, Size(ident, d)) for d, n in enumerate(shape)])
+
+    def tag_size(self, args: Any, kwargs: Any, result: Any) -> Any:
+        if isinstance(result, torch.Size):
+            return self.tag_shape(args[0], result)
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        return TaggedInt(result, Size(self.value(args[0]), dim % args[0].dim()))
+
+
+def _integers(arg: Any) -> Iterator[int]:
+    """The integers in a function's arguments, in order; bounds of slices too."""
+    if type(arg) is TaggedInt or type(arg) is int:
+        yield arg
+    elif isinstance(arg, (tuple, list)):
+        for item in arg:
+            yield from _integers(item)
+    elif isinstance(arg, slice):
+        yield from _integers((arg.start, arg.stop, arg.step))
+
+
+@contextlib.contextmanager
+def _tagged_attributes(
+    model: nn.Module, known: dict[Attribute, int]
+) -> Iterator[None]:
+    """While open, modules hand out integer attributes with provenance; then all is as before."""
+    saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    try:
+        for path, module in model.named_modules():
+            attributes = module.__dict__
+            saved.append((attributes, dict(attributes)))
+            for name, value in list(attributes.items()):
+                if type(value) is int:
+                    source = Attribute(path, name)
+                    known[source] = value
+                    attributes[name] = TaggedInt(value, source)
+                elif (
+                    type(value) in (tuple, list)
+                    and value
+                    and all(type(item) is int for item in value)
+                ):
+                    sources = [Attribute(path, name, i) for i in range(len(value))]
+                    known.update(zip(sources, value, strict=True))
+                    attributes[name] = type(value)(map(TaggedInt, value, sources))
+        yield
+    finally:
+        for attributes, before in saved:
+            attributes.clear()
+            attributes.update(before)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode while open; every module's own mode and every buffer's content afterwards."""
+    modes = [(module, module.training) for module in model.modules() if module.training]
+    buffers = [(b, b._version, b.clone()) for b in model.buffers()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for buffer, version, before in buffers:
+            if buffer._version != version:
+                buffer.data.copy_(before)
+
+
+@contextlib.contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """No fused fast paths, so that what runs is made of operations that can be followed."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextlib.contextmanager
+def _module_stack(recorder: Recorder) -> Iterator[None]:
+    """Follow which module is running."""
+
+    def enter(module: nn.Module, _: Any) -> None:
+        recorder.stack.append(recorder.paths.get(id(module), recorder.stack[-1]))
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        recorder.stack.pop()
+
+    handles = [
+        nn.modules.module.register_module_forward_pre_hook(enter),
+        nn.modules.module.register_module_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def record(model: nn.Module, example_inputs: Any, supported: Callable[[Any], bool]) -> Program:
+    """Run the model once in eval mode and return what it did; the model is left untouched.
+
+    Memory is that of one plain inference: values are known by weak reference, none is held.
+
+    Raises:
+        TraceError: the forward raised, or returned no tensor.
+    """
+    args, kwargs = as_call(example_inputs)
+    recorder = Recorder(model, supported)
+    program = recorder.program
+    leaves, program.input_spec = pytree.tree_flatten((args, kwargs))
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor):
+            program.inputs.append(recorder.bind(leaf, live=True))
+    if not program.inputs:
+        raise TraceError("example_inputs holds no tensor; pass what model(...) is called with")
+    with (
+        torch.no_grad(),
+        _plain_kernels(),
+        evaluating(model),
+        _tagged_attributes(model, program.attributes),
+        _module_stack(recorder),
+        _Dispatch(recorder),
+        _Functions(recorder),
+    ):
+        try:
+            output = model(*args, **kwargs)
+        except Exception as error:
+            raise TraceError(_why(model, recorder, leaves, error)) from error
+        program.outputs = pytree.tree_map_only(
+            torch.Tensor, lambda tensor: Ref(recorder.value(tensor)), output
+        )
+    if not program.output_ids():
+        raise TraceError("the model returned no tensor, so there is nothing to follow")
+    recorder.functionalise()
+    program.prune_dead()
+    return program
+
+
+def _why(model: nn.Module, recorder: Recorder, leaves: list[Any], error: Exception) -> str:
+    """A message for a forward that raised: where, and the likely mend."""
+    where = recorder.stack[-1] or type(model).__name__
+    given = ", ".join(
+        f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')} on {t.device}"
+        for t in leaves
+        if isinstance(t, torch.Tensor)
+    )
+    own = next(iter(model.parameters()), None)
+    hint = ""
+    if own is not None:
+        dtype = str(own.dtype).removeprefix("torch.")
+        hint = f" (the model's parameters are {dtype} on {own.device})"
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (
+        f"the model's forward raised {type(error).__name__} in {where!r}: {first}\n"
+        f"  it was called with {given}{hint}; check that model(example_inputs) runs"
+    )
+
+
+__all__ = ["as_call", "evaluating", "input_tensors", "model_tensors", "record"]

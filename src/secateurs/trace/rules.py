@@ -1,0 +1,493 @@
+"""What each ATen operation says about the axes of the tensors that it reads and makes.
+
+A rule takes the analysis and a node, relates the axes of the node's inputs, and returns one list of
+axes per output. Operations fall into a few families (movement, pointwise, contraction, norm,
+reduction, …); one that no rule covers freezes every axis that touches it, by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+
+from .labels import Axis, axis_size, fresh_axis, frozen_axis, leaves
+from .program import Node, Ref
+
+if TYPE_CHECKING:
+    from .analyse import Analysis
+
+Axes: TypeAlias = list[Axis]
+Rule: TypeAlias = Callable[["Analysis", Node], list[Axes]]
+
+RULES: dict[str, Rule] = {}
+SPACE = "spatial axis"
+KERNEL = "kernel axis"
+
+# Elementwise operations that PyTorch does not tag as pointwise.
+_ALSO_POINTWISE = frozenset(
+    "alias clone contiguous detach _to_copy to copy lift_fresh lift_fresh_copy lift bernoulli "
+    "dropout feature_dropout alpha_dropout zeros_like ones_like full_like empty_like rand_like "
+    "randn_like fill zero masked_fill where _fused_dropout hardtanh hardswish hardsigmoid relu6 "
+    "leaky_relu elu celu selu silu mish gelu softplus prelu _prelu_kernel rrelu "
+    "rrelu_with_noise clamp clamp_min clamp_max pow log_sigmoid_forward".split()
+)
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def op_name(op: Any) -> str:
+    """The bare name of an operation, in-place forms included: add_ is add."""
+    name = op._schema.name.split("::")[-1]
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def is_pointwise(op: Any) -> bool:
+    return torch.Tag.pointwise in op.tags or op_name(op) in _ALSO_POINTWISE
+
+
+def supported(op: Any) -> bool:
+    """Whether a rule of ours covers this operation."""
+    return op_name(op) in RULES or is_pointwise(op)
+
+
+def follow(analysis: Analysis, node: Node) -> list[Axes]:
+    """The axes of a node's outputs."""
+    found = RULES.get(op_name(node.op))
+    if found is not None:
+        return found(analysis, node)
+    if is_pointwise(node.op):
+        return pointwise(analysis, node)
+    return unknown(analysis, node)
+
+
+def unknown(analysis: Analysis, node: Node) -> list[Axes]:
+    reason = f"no rule follows aten.{op_name(node.op)}"
+    if node.module:
+        reason += f" in {node.module}"
+    for ident in node.inputs:
+        for axis in analysis.axes[ident]:
+            analysis.labels.freeze(axis, reason)
+    return analysis.frozen_outputs(node, reason)
+
+
+def pointwise(analysis: Analysis, node: Node) -> list[Axes]:
+    """Elementwise with broadcasting: the same index goes in all, axes of size one aside."""
+    shape = analysis.shape(node)
+    axes: list[Axis | None] = [None] * len(shape)
+    unite = analysis.labels.unite
+    for ident in node.inputs:
+        theirs = analysis.program.values[ident].shape
+        offset = len(shape) - len(theirs)
+        for d, (axis, size) in enumerate(zip(analysis.axes[ident], theirs, strict=True), offset):
+            known = axes[d]
+            if size != shape[d] or not axis:
+                continue
+            if known is None:
+                axes[d] = axis
+            elif known is not axis:
+                unite(known, axis)
+    out = [fresh_axis(n) if axis is None else axis for axis, n in zip(axes, shape, strict=True)]
+    return [out for _ in node.outputs]
+
+
+# ---------------------------------------------------------------------- data movement
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "flatten")
+def _view(analysis: Analysis, node: Node) -> list[Axes]:
+    return [analysis.labels.regroup(analysis.arg_axes(node), analysis.shape(node))]
+
+
+@rule("permute", "transpose", "t", "numpy_T")
+def _permute(analysis: Analysis, node: Node) -> list[Axes]:
+    axes = analysis.arg_axes(node)
+    n = len(axes)
+    name = op_name(node.op)
+    order = list(range(n))
+    if name == "permute":
+        order = [d % n for d in node.args[1]]
+    elif name == "transpose" and n:
+        a, b = node.args[1] % n, node.args[2] % n
+        order[a], order[b] = order[b], order[a]
+    elif name != "transpose":
+        order = order[::-1]
+    return [[axes[d] for d in order]]
+
+
+@rule("expand")
+def _expand(analysis: Analysis, node: Node) -> list[Axes]:
+    """A dimension of size one repeated is a new axis, free to shrink."""
+    axes, shape = analysis.arg_axes(node), analysis.shape(node)
+    old = (1,) * (len(shape) - len(axes)) + analysis.program.values[node.inputs[0]].shape
+    axes = [()] * (len(shape) - len(axes)) + axes
+    return [
+        [a if o == n else fresh_axis(n) for a, o, n in zip(axes, old, shape, strict=True)]
+    ]
+
+
+@rule("cat")
+def _cat(analysis: Analysis, node: Node) -> list[Axes]:
+    shape = analysis.shape(node)
+    dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape)
+    # cat ignores legacy empty tensors of shape (0,)
+    idents = [i for i in node.inputs if len(analysis.axes[i]) == len(shape)]
+    sizes = [analysis.program.values[ident].shape[dim] for ident in idents]
+    out = []
+    for d in range(len(shape)):
+        axes = [analysis.axes[ident][d] for ident in idents]
+        if d == dim:
+            out.append(analysis.labels.concat(axes, sizes))
+            continue
+        for axis in axes[1:]:
+            if axis is not axes[0]:
+                analysis.labels.unite(axes[0], axis)
+        out.append(axes[0])
+    return [out]
+
+
+@rule("stack")
+def _stack(analysis: Analysis, node: Node) -> list[Axes]:
+    shape = analysis.shape(node)
+    dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape)
+    first, *rest = (analysis.axes[ident] for ident in node.inputs)
+    for axes in rest:
+        for a, b in zip(first, axes, strict=True):
+            analysis.labels.unite(a, b)
+    return [[*first[:dim], frozen_axis(shape[dim], "stacked tensors"), *first[dim:]]]
+
+
+def slice_bounds(node: Node, size: int) -> tuple[int, int, int, int]:
+    """(dim, start, stop, step) of a slice node on an axis of this size, with real bounds."""
+    dim, start, stop, step = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
+    start, stop, step = slice(start, stop, step).indices(size)
+    return dim, start, stop, step
+
+
+@rule("slice")
+def _slice(analysis: Analysis, node: Node) -> list[Axes]:
+    axes = list(analysis.arg_axes(node))
+    dim = (node.args[1] if len(node.args) > 1 else 0) % len(axes)
+    size = analysis.program.values[node.inputs[0]].shape[dim]
+    _, start, stop, step = slice_bounds(node, size)
+    if step != 1:
+        analysis.labels.freeze(axes[dim], "a slice with a step")
+    axes[dim] = analysis.labels.gather(axes[dim], np.arange(start, stop, step))
+    return [axes]
+
+
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
+def _split(analysis: Analysis, node: Node) -> list[Axes]:
+    axes = analysis.arg_axes(node)
+    dim = (node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)) % len(axes)
+    size = analysis.program.values[node.inputs[0]].shape[dim]
+    if isinstance(node.args[1], list):
+        sizes = list(node.args[1])
+    else:
+        step = node.args[1]
+        sizes = [min(step, size - start) for start in range(0, size, step)]
+        if len(set(sizes)) > 1:
+            analysis.labels.freeze(axes[dim], "split into unequal pieces by one size")
+        elif len(sizes) > 1 and any(f.frozen is None for f in leaves(axes[dim])):
+            labels = analysis.labels.flat(axes[dim])
+            analysis.labels.balance(labels, len(sizes), "equal chunks")
+    out, start = [], 0
+    for piece in sizes:
+        index = np.arange(start, start + piece)
+        moved = analysis.labels.gather(axes[dim], index)
+        out.append([*axes[:dim], moved, *axes[dim + 1 :]])
+        start += piece
+    return out
+
+
+@rule("select", "unbind")
+def _select(analysis: Analysis, node: Node) -> list[Axes]:
+    axes = analysis.arg_axes(node)
+    dim = (node.args[1] if len(node.args) > 1 else 0) % len(axes)
+    analysis.labels.freeze(axes[dim], "single indices of this axis are selected")
+    return [[*axes[:dim], *axes[dim + 1 :]] for _ in node.outputs]
+
+
+@rule("flip", "roll", "constant_pad_nd", "repeat", "unfold", "diagonal", "diagonal_copy")
+def _probe(analysis: Analysis, node: Node) -> list[Axes]:
+    """Any movement within one tensor: run the operation on the indices of one axis at a time."""
+    ident = node.inputs[0]
+    axes, shape = analysis.arg_axes(node), analysis.program.values[ident].shape
+    target = analysis.shape(node)
+    out: list[Axis | None] = [None] * len(target)
+    for d, axis in enumerate(axes):
+        if all(f.frozen is not None for f in leaves(axis)):
+            continue
+        moved = _run_on_indices(node, shape, d)
+        for e, n in enumerate(target):
+            lines = moved.movedim(e, 0).reshape(n, -1)
+            if n > 1 and bool((lines == lines[:, :1]).all()):
+                out[e] = analysis.labels.gather(axis, lines[:, 0].numpy().astype(np.int64))
+                break
+        else:
+            analysis.labels.freeze(axis, f"scattered over several axes by {op_name(node.op)}")
+    reason = f"made by {op_name(node.op)}"
+    return [
+        [frozen_axis(n, reason) if a is None else a for a, n in zip(out, target, strict=True)]
+    ]
+
+
+def _run_on_indices(node: Node, shape: tuple[int, ...], dim: int) -> torch.Tensor:
+    indices = torch.arange(shape[dim]).reshape([-1 if d == dim else 1 for d in range(len(shape))])
+    rest = list(node.args[1:])
+    if op_name(node.op) == "constant_pad_nd":
+        rest = [rest[0], -1]
+    moved: torch.Tensor = node.op(indices.expand(shape), *rest, **node.kwargs)
+    return moved
+
+
+@rule("index")
+def _index(analysis: Analysis, node: Node) -> list[Axes]:
+    axes = analysis.arg_axes(node)
+    reason = "indexed by a tensor"
+    indices = node.args[1]
+    used = [d for d, index in enumerate(indices) if index is not None]
+    shapes = []
+    for d in used:
+        ident = indices[d].id
+        analysis.freeze_value(ident, reason)
+        analysis.labels.freeze(axes[d], reason)
+        shapes.append(analysis.program.values[ident].shape)
+    picked = [frozen_axis(n, reason) for n in torch.broadcast_shapes(*shapes)]
+    rest = [axis for d, axis in enumerate(axes) if d not in used]
+    together = used == list(range(used[0], used[-1] + 1))
+    at = used[0] if together else 0
+    return [[*rest[:at], *picked, *rest[at:]]]
+
+
+@rule("index_select")
+def _index_select(analysis: Analysis, node: Node) -> list[Axes]:
+    axes = list(analysis.arg_axes(node))
+    dim = node.args[1] % len(axes)
+    analysis.labels.freeze(axes[dim], "indexed by a tensor")
+    analysis.freeze_value(node.args[2].id, "indexed by a tensor")
+    axes[dim] = frozen_axis(analysis.shape(node)[dim], "indexed by a tensor")
+    return [axes]
+
+
+@rule("embedding")
+def _embedding(analysis: Analysis, node: Node) -> list[Axes]:
+    weight, index = (analysis.axes[ref.id] for ref in node.args[:2])
+    analysis.labels.freeze(weight[0], "rows are looked up by index")
+    analysis.freeze_value(node.args[1].id, "an index")
+    analysis.writes(node.args[0].id, weight[1], "width")
+    return [[*index, weight[1]]]
+
+
+# ---------------------------------------------------------------------- creation
+@rule(
+    "zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full",
+    "new_empty",
+)  # fmt: skip
+def _uniform(analysis: Analysis, node: Node) -> list[Axes]:
+    return [[fresh_axis(n) for n in analysis.shape(node)]]
+
+
+@rule("arange", "linspace", "eye", "scalar_tensor", "tril", "triu", "randint", "randperm")
+def _positional(analysis: Analysis, node: Node) -> list[Axes]:
+    for ident in node.inputs:
+        analysis.freeze_value(ident, "a positional constant")
+    return analysis.frozen_outputs(node, "a positional constant")
+
+
+# ---------------------------------------------------------------------- contractions
+@rule("mm", "addmm", "bmm", "baddbmm", "mv", "dot")
+def _mm(analysis: Analysis, node: Node) -> list[Axes]:
+    name = op_name(node.op)
+    at = 1 if name in ("addmm", "baddbmm") else 0
+    left, right = node.args[at], node.args[at + 1]
+    a, b = analysis.axes[left.id], analysis.axes[right.id]
+    inner = -2 if len(b) > 1 else -1
+    analysis.writes(left.id, a[-2] if len(a) > 1 else (), "neuron")
+    analysis.writes(right.id, b[-1] if len(b) > 1 else (), "neuron")
+    analysis.contract(node, (at, left.id, len(a) - 1), (at + 1, right.id, len(b) + inner))
+    out = [*a[:-1], *b[-1:]] if len(b) > 1 else list(a[:-1])
+    if len(a) == 3:
+        analysis.labels.unite(a[0], b[0])
+    if at:
+        bias = node.args[0]
+        theirs = analysis.program.values[bias.id].shape
+        shape = analysis.shape(node)
+        offset = len(shape) - len(theirs)
+        for d, axis in enumerate(analysis.axes[bias.id], offset):
+            if theirs[d - offset] == shape[d]:
+                analysis.labels.unite(out[d], axis)
+    return [out]
+
+
+@rule("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution")
+def _convolution(analysis: Analysis, node: Node) -> list[Axes]:
+    x, w = node.args[0].id, node.args[1].id
+    transposed, groups = bool(node.args[6]), int(node.args[8])
+    labels = analysis.labels
+    image, kernel = analysis.axes[x], analysis.axes[w]
+    for axis in image[2:]:
+        labels.freeze(axis, SPACE)
+    for axis in kernel[2:]:
+        labels.freeze(axis, KERNEL)
+    enters, leaves_by = (0, 1) if transposed else (1, 0)
+    if groups == 1:
+        analysis.writes(w, kernel[leaves_by], "channel")
+        analysis.contract(node, (0, x, 1), (1, w, enters))
+        out = kernel[leaves_by]
+    else:
+        out = _grouped(analysis, node, enters, leaves_by, groups)
+    if isinstance(node.args[2], Ref):
+        labels.unite(out, analysis.axes[node.args[2].id][0])
+    shape = analysis.shape(node)
+    return [[image[0], out, *(frozen_axis(n, SPACE) for n in shape[2:])]]
+
+
+def _grouped(analysis: Analysis, node: Node, enters: int, leaves_by: int, groups: int) -> Axis:
+    """A grouped convolution: the same number of channels must go from each of its groups."""
+    x, w = node.args[0].id, node.args[1].id
+    labels, kernel = analysis.labels, analysis.axes[w]
+    shape = analysis.program.values[w].shape
+    channels = analysis.axes[x][1]
+    if shape[1] == 1:  # depthwise: output (c, m) comes from channel c alone
+        if axis_size(kernel[0]) == axis_size(channels):
+            labels.unite(kernel[0], channels)
+            return kernel[0]
+        if not (enters == 0):
+            multiplier = fresh_axis(shape[0] // groups)
+            labels.unite(kernel[0], (*channels, *multiplier))
+            analysis.writes(w, kernel[0], "channel")
+            return kernel[0]
+    blocked = analysis.blocked_axis(w, groups)
+    if blocked is None:  # a computed kernel: the same index in every group
+        reason = "a grouped convolution with a computed kernel"
+        for axis in (channels, *kernel[:2]):
+            labels.freeze(axis, reason)
+        return frozen_axis(analysis.shape(node)[1], reason)
+    inside: Axis = (blocked,)
+    read_axis, out = (kernel[0], inside) if enters == 0 else (inside, kernel[0])
+    analysis.writes(w, out, "channel")
+    analysis.reads_weight(w, read_axis)
+    analysis.read(node, 0, x, 1)
+    labels.unite(channels, read_axis)
+    for axis in (read_axis, out):
+        labels.balance(labels.flat(axis), groups, "groups of a convolution")
+    return out
+
+
+# ---------------------------------------------------------------------- normalisation
+@rule(
+    "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm",
+    "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+)  # fmt: skip
+def _batch_norm(analysis: Analysis, node: Node) -> list[Axes]:
+    axes = analysis.axes[node.args[0].id]
+    for ident in node.inputs[1:]:
+        analysis.labels.unite(axes[1], analysis.axes[ident][0])
+    training = "no_training" not in op_name(node.op) and bool(node.args[5])
+    if training:
+        for d, axis in enumerate(axes):
+            if d != 1:
+                analysis.statistic(axis, "batch statistics are taken over it")
+    return [axes, *([list(axes[1:2])] * (len(node.outputs) - 1))]
+
+
+@rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
+def _layer_norm(analysis: Analysis, node: Node) -> list[Axes]:
+    axes = analysis.axes[node.args[0].id]
+    n = len(node.args[1])
+    for axis in axes[-n:]:
+        analysis.statistic(axis, "layer normalisation takes its statistics over it")
+    for ident in node.inputs[1:]:
+        for a, b in zip(axes[-n:], analysis.axes[ident], strict=True):
+            analysis.labels.unite(a, b)
+    rest = [*axes[:-n], *([()] * n)]
+    return [axes, *([rest] * (len(node.outputs) - 1))]
+
+
+@rule("native_group_norm", "group_norm")
+def _group_norm(analysis: Analysis, node: Node) -> list[Axes]:
+    axes = analysis.axes[node.args[0].id]
+    channels = analysis.program.values[node.args[0].id].shape[1]
+    groups = int(node.args[6])
+    outer, inner = analysis.labels.regroup([axes[1]], [groups, channels // groups])
+    for axis in (inner, *axes[2:]):
+        analysis.statistic(axis, "group normalisation takes its statistics over it")
+    for ident in node.inputs[1:]:
+        analysis.labels.unite(axes[1], analysis.axes[ident][0])
+    return [axes, *([[axes[0], outer]] * (len(node.outputs) - 1))]
+
+
+@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax")
+def _softmax(analysis: Analysis, node: Node) -> list[Axes]:
+    axes = analysis.axes[node.args[0].id]
+    analysis.statistic(axes[node.args[1]], "softmax normalises over it")
+    return [axes]
+
+
+@rule("cumsum", "cumprod", "logcumsumexp")
+def _cumulative(analysis: Analysis, node: Node) -> list[Axes]:
+    axes = analysis.axes[node.args[0].id]
+    analysis.labels.freeze(axes[node.args[1]], f"{op_name(node.op)} runs along it")
+    return [axes]
+
+
+# ---------------------------------------------------------------------- pooling, reductions
+def _spatial(analysis: Analysis, node: Node) -> list[Axes]:
+    """Batch and channels stay; what is pooled or resized does not."""
+    axes = analysis.axes[node.args[0].id]
+    name = op_name(node.op)
+    n = next(int(c) for c in "123" if f"{c}d" in name)
+    for axis in axes[-n:]:
+        analysis.labels.freeze(axis, SPACE)
+    out = [*axes[:-n], *(frozen_axis(s, SPACE) for s in analysis.shape(node)[-n:])]
+    return [out for _ in node.outputs]
+
+
+for _name in (
+    "max_pool2d_with_indices max_pool3d_with_indices max_pool1d avg_pool1d avg_pool2d avg_pool3d "
+    "adaptive_avg_pool1d _adaptive_avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool3d "
+    "adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d "
+    "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d "
+    "upsample_trilinear3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d "
+    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
+).split():
+    RULES[_name] = _spatial
+
+
+def reduced_dims(node: Node, rank: int) -> list[int]:
+    """The dimensions that a reduction runs over."""
+    at = 2 if op_name(node.op) == "linalg_vector_norm" else 1
+    dims: Any = node.kwargs.get("dim", node.args[at] if len(node.args) > at else None)
+    if isinstance(dims, bool) or dims is None or dims == []:
+        return list(range(rank))
+    return sorted({d % rank for d in (dims if isinstance(dims, list) else [dims])})
+
+
+@rule(
+    "mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod",
+    "logsumexp", "linalg_vector_norm", "all", "any",
+)  # fmt: skip
+def _reduce(analysis: Analysis, node: Node) -> list[Axes]:
+    """A sum reads its axis; any other reduction is a statistic over it."""
+    axes = analysis.axes[node.args[0].id]
+    name = op_name(node.op)
+    if len(node.inputs) > 1:  # the elementwise maximum and minimum of two tensors
+        return pointwise(analysis, node)
+    dims = reduced_dims(node, len(axes))
+    for d in dims:
+        if name in ("sum", "linalg_vector_norm"):
+            if any(f.frozen is None for f in leaves(axes[d])):
+                analysis.read(node, 0, node.args[0].id, d)
+        else:
+            analysis.statistic(axes[d], f"{name} is taken over it")
+    keep = len(analysis.shape(node)) == len(axes)
+    out = [() if d in dims else axis for d, axis in enumerate(axes) if keep or d not in dims]
+    return [out for _ in node.outputs]

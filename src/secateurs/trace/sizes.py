@@ -1,0 +1,115 @@
+"""The integers in an operation's arguments that state sizes, as they must be after a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+from .analyse import Analysis
+from .labels import Axis, Bools
+from .program import Node
+from .rules import op_name, slice_bounds
+
+
+class Cut(Protocol):
+    """A set of deleted units, seen along any axis."""
+
+    def size(self, axis: Axis) -> int: ...
+    def removed(self, axis: Axis) -> Bools: ...
+
+
+Resize: TypeAlias = Callable[[Analysis, Node, Cut], list[Any]]
+_RESIZE: dict[str, Resize] = {}
+
+
+def _resize(*names: str) -> Callable[[Resize], Resize]:
+    def register(function: Resize) -> Resize:
+        _RESIZE.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def states_sizes(node: Node) -> bool:
+    """Whether the node has an argument that states a size."""
+    return op_name(node.op) in _RESIZE
+
+
+def resized_args(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
+    """The node's arguments with every stated size as it is after the cut."""
+    resize = _RESIZE.get(op_name(node.op))
+    return list(node.args) if resize is None else resize(analysis, node, cut)
+
+
+def _new_shape(analysis: Analysis, node: Node, cut: Cut) -> list[int]:
+    out = next(ident for ident in node.outputs if ident is not None)
+    return [cut.size(axis) for axis in analysis.axes[out]]
+
+
+@_resize("view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "new_zeros", "new_ones",
+         "new_full", "new_empty")  # fmt: skip
+def _shape_second(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
+    new = _new_shape(analysis, node, cut)
+    stated = [s if s < 0 else n for s, n in zip(node.args[1], new, strict=True)]
+    return [node.args[0], stated, *node.args[2:]]
+
+
+@_resize("zeros", "ones", "full", "empty", "rand", "randn")
+def _shape_first(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
+    return [_new_shape(analysis, node, cut), *node.args[1:]]
+
+
+@_resize("slice")
+def _slice(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
+    args = list(node.args)
+    dim = args[1] if len(args) > 1 else 0
+    axis = analysis.arg_axes(node)[dim]
+    removed = cut.removed(axis)
+    size = len(removed)
+    _, start, stop, step = slice_bounds(node, size)
+    if step != 1 or len(args) < 3:
+        return args
+    kept = (~removed).cumsum()
+
+    def bound(stated: int | None, real: int) -> int | None:
+        if stated is None or not -size <= stated < size or stated == 0:
+            return stated
+        before = int(kept[real - 1]) if real else 0
+        return before - int(kept[-1]) if stated < 0 else before
+
+    args[2] = bound(args[2], start)
+    if len(args) > 3:
+        args[3] = bound(args[3], stop)
+    return args
+
+
+@_resize("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
+def _split(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
+    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    pieces = [cut.size(analysis.axes[out][dim]) for out in node.outputs if out is not None]
+    stated = pieces if isinstance(node.args[1], list) else pieces[0]
+    return [node.args[0], stated, *node.args[2:]]
+
+
+@_resize("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution")
+def _convolution(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
+    args = list(node.args)
+    kernel = analysis.program.values[args[1].id].shape
+    if args[8] > 1 and kernel[1] == 1:  # depthwise: as many groups as channels
+        args[8] = cut.size(analysis.axes[args[0].id][1])
+    return args
+
+
+@_resize("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
+def _layer_norm(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
+    n = len(node.args[1])
+    new = [cut.size(axis) for axis in analysis.axes[node.args[0].id][-n:]]
+    return [node.args[0], new, *node.args[2:]]
+
+
+@_resize("native_group_norm")
+def _group_norm(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
+    args = list(node.args)
+    args[4] = cut.size(analysis.axes[args[0].id][1])
+    args[6] = cut.size(analysis.axes[node.outputs[1] or 0][1]) if len(node.outputs) > 1 else args[6]
+    return args
