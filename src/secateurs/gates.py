@@ -15,9 +15,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .errors import LawError, TraceError
+from .errors import LawError, MendError, TraceError
 from .groups import Graph, Selection
 from .plan import Plan
+from .surgery.mend import solve
 from .trace.analyse import Read, analyse
 from .trace.labels import Axis
 from .trace.program import Instead, Intercept, Node, Ref
@@ -79,7 +80,23 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     """
     if not isinstance(model, nn.Module):
         raise TraceError(f"a torch.nn.Module is expected first, not {type(model).__name__}")
-    return Graph(analyse(model, example_inputs))
+    graph = Graph(analyse(model, example_inputs))
+    graph.give_up(_unmendable(graph))
+    return graph
+
+
+def _unmendable(graph: Graph) -> dict[str, str]:
+    """The groups whose sizes are fixed by something in the model that cannot be rewritten."""
+    out = {}
+    for group in graph.groups:
+        blocks = group.blocks()
+        count = max(1, min(len(block) for block in blocks) // 4)
+        units = np.concatenate([group.units[block[-count:]] for block in blocks])
+        try:
+            solve(graph.analysis, Selection(graph, units))
+        except MendError as error:
+            out[group.name] = str(error)
+    return out
 
 
 def gate(graph: Graph, selection: Selection) -> dict[int, Intercept]:

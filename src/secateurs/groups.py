@@ -441,6 +441,8 @@ class Graph:
 
     def give_up(self, reasons: Mapping[str, str]) -> None:
         """Freeze whole groups, by name, for the reasons given."""
+        if not reasons:
+            return
         numbers = {n: reasons[g.name] for n, g in enumerate(self.groups) if g.name in reasons}
         self._freeze_groups(numbers)
         self._describe(self._slots)

@@ -67,9 +67,22 @@ def mend(
     Raises:
         MendError: a size is fixed by something that cannot be rewritten.
     """
+    solved, literals = solve(analysis, cut)
+    before = analysis.program.attributes
+    after = {**_descriptions(analysis, cut), **solved}
+    changed = {a: (before[a], n) for a, n in after.items() if before[a] != n}
+    return changed, literals
+
+
+def solve(analysis: Analysis, cut: Cut) -> tuple[dict[Attribute, int], list[Literal]]:
+    """The attributes and literals that the model's own functions need after a cut.
+
+    Raises:
+        MendError: as for `mend`.
+    """
     before = analysis.program.attributes
     equations: list[Equation] = []
-    literals: dict[tuple[str, str, int], tuple[Literal, set[tuple[str, int]]]] = {}
+    literals: dict[tuple[str, str, int], tuple[Literal, set[int]]] = {}
     for call, old, new in _stated_sizes(analysis, cut):
         for given in (i for i in call.integers if i == old):
             if isinstance(given, TaggedInt):
@@ -82,13 +95,11 @@ def mend(
                         f"{call.place} writes {old} where the cut needs {entry[0].new} in one "
                         f"place and {new} in another; use two attributes instead of the number"
                     )
-                entry[1].add((call.name, call.line))
+                entry[1].add(call.at)
     after = _solve(equations, before, _Sizes(analysis, cut))
     for literal, sites in literals.values():
         _check_literal(analysis, literal, sites)
-    after = {**_descriptions(analysis, cut), **after}
-    changed = {a: (before[a], n) for a, n in after.items() if before[a] != n}
-    return changed, [literal for literal, _ in literals.values()]
+    return after, [literal for literal, _ in literals.values()]
 
 
 def _stated_sizes(analysis: Analysis, cut: Cut) -> Iterator[tuple[Call, int, int]]:
@@ -187,7 +198,7 @@ def _literal(analysis: Analysis, call: Call, old: int, new: int) -> Literal:
     return Literal(call.owner, method, old, new)
 
 
-def _check_literal(analysis: Analysis, literal: Literal, sites: set[tuple[str, int]]) -> None:
+def _check_literal(analysis: Analysis, literal: Literal, sites: set[int]) -> None:
     """The number must not be used for anything else in the same method."""
     for (owner, code), method in analysis.program.methods.items():
         if (owner, method) == (literal.module, literal.method):

@@ -23,12 +23,13 @@ class Ref:
 
 @dataclass
 class Call:
-    """One torch function that the model called; its integers, and who called it."""
+    """One torch function that the model called; its integers, and where in whose code."""
 
     name: str
     integers: list[int]
     code: CodeType | None = None
     line: int = 0
+    at: int = 0
     owner: str | None = None
 
     @property

@@ -217,11 +217,12 @@ class Recorder:
             ):
                 frame = frame.f_back
             if frame is not None:
-                call.code, call.line = frame.f_code, frame.f_lineno
-                owner = frame.f_locals.get("self")
+                call.code, call.line, call.at = frame.f_code, frame.f_lineno, frame.f_lasti
+                first = frame.f_code.co_varnames[:1]
+                owner = frame.f_locals.get(first[0]) if first else None
                 call.owner = self.paths.get(id(owner)) if owner is not None else None
                 if call.owner is not None:
-                    method = getattr(type(owner), frame.f_code.co_name, None)
+                    method = getattr(owner, frame.f_code.co_name, None)
                     if getattr(method, "__code__", None) is frame.f_code:
                         key = (call.owner, frame.f_code)
                         self.program.methods[key] = frame.f_code.co_name

@@ -31,8 +31,9 @@ def _resize(*names: str) -> Callable[[Resize], Resize]:
 
 
 def states_sizes(node: Node) -> bool:
-    """Whether the node has an argument that states a size."""
-    return op_name(node.op) in _RESIZE
+    """Whether the node has an argument that states a size that a cut can change."""
+    name = op_name(node.op)
+    return name in _RESIZE and not (name.endswith("convolution") and node.args[8] == 1)
 
 
 def resized_args(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
