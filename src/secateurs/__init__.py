@@ -3,6 +3,7 @@
 from .gates import Proof, trace, verify
 from .groups import Frozen, Graph, Group
 from .plan import Plan
+from .score import Scores, score
 from .surgery.apply import apply
 from .surgery.delete import delete_channels
 
@@ -13,8 +14,10 @@ __all__ = [
     "Group",
     "Plan",
     "Proof",
+    "Scores",
     "apply",
     "delete_channels",
+    "score",
     "trace",
     "verify",
 ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import PlanError, nearest
+from .tables import render
 from .trace.analyse import Analysis
 from .trace.labels import Axis, Bools, Factor, Ints, find, leaves
 from .trace.program import Program
@@ -97,8 +98,10 @@ class Selection:
     def __init__(self, graph: Graph, units: Iterable[int]):
         self.graph = graph
         resolved = graph.resolved
+        chosen = np.asarray(units if isinstance(units, np.ndarray) else list(units), dtype=np.int64)
+        self.count = len(chosen)
         gone = np.zeros(len(resolved.root), dtype=bool)
-        gone[graph.classes[np.fromiter(units, dtype=np.int64)]] = True
+        gone[graph.classes[chosen]] = True
         for cls, operands in resolved.products.items():
             if any(graph.reaches(operand, gone) for operand in operands):
                 gone[cls] = True
@@ -480,9 +483,21 @@ class Graph:
 
     # ------------------------------------------------------------------ printing
     def __str__(self) -> str:
-        from .tables import graph_table
-
-        return graph_table(self)
+        rows = [
+            (
+                g.name,
+                g.kind,
+                g.size,
+                "yes" if g.exact else f"no: {g.why_inexact}",
+                "" if g.balance is None else f"{len(g.blocks())} blocks",
+                ", ".join(m for m in g.members if m != g.name),
+            )
+            for g in self.groups
+        ]
+        columns = ("group", "kind", "units", "exact", "balance", "coupled with")
+        return render(
+            f"{len(self.groups)} groups; {len(self.frozen)} frozen axes (see .frozen)", columns, rows
+        )
 
     def __repr__(self) -> str:
         return f"<Graph: {len(self.groups)} groups, {len(self.frozen)} frozen axes>"

@@ -76,7 +76,8 @@ class Program:
 
     `tensors` maps a parameter's, buffer's or tensor attribute's path to its value; `constants`
     holds tensors met on the way that belong to neither. `attributes` are the integer attributes of
-    the modules, and `methods` names the method of a module that a piece of code is.
+    the modules, `methods` names the method of a module that a piece of code is, and `parameters`
+    gives the shape of every parameter of the model, used or not.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -88,6 +89,7 @@ class Program:
     outputs: Any = None
     attributes: dict[Attribute, int] = field(default_factory=dict)
     methods: dict[tuple[str, CodeType], str] = field(default_factory=dict)
+    parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def output_ids(self) -> list[int]:
         return [leaf.id for leaf in pytree.tree_leaves(self.outputs) if isinstance(leaf, Ref)]

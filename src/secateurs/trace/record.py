@@ -121,6 +121,9 @@ class Recorder:
         self.names: dict[int, str] = {}
         for name, tensor in model_tensors(model).items():
             self.names.setdefault(id(tensor), name)
+        for parameter in model.parameters():
+            shape = tuple(parameter.shape)
+            self.program.parameters[self.names[id(parameter)]] = shape
 
     # ------------------------------------------------------------------ values
     def bind(self, tensor: torch.Tensor, live: bool) -> int:

@@ -1,0 +1,34 @@
+"""Random importance: the baseline that every criterion should beat."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import GroupBatch, GroupInfo
+
+
+@dataclass(frozen=True)
+class Random:
+    """Θ uniform in [0, 1), fixed by the seed and the group's name."""
+
+    name: str = "random"
+    needs: frozenset[str] = frozenset()
+
+    def init(self, group: GroupInfo) -> Tensor:
+        seed = zlib.crc32(f"{group.seed}/{group.name}".encode())
+        return torch.rand(
+            group.size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        )
+
+    def update(self, state: Tensor, batch: GroupBatch) -> Tensor:
+        return state
+
+    def merge(self, a: Tensor, b: Tensor) -> Tensor:
+        return a
+
+    def score(self, state: Tensor) -> Tensor:
+        return state
