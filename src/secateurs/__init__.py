@@ -1,11 +1,20 @@
 """Secateurs cuts what a trained neural network does not need, and proves that the cut is clean."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .files.store import load, save
 from .gates import Proof, trace, verify
 from .groups import Frozen, Graph, Group
 from .plan import Plan
 from .score import Scores, score
 from .surgery.apply import apply
 from .surgery.delete import delete_channels
+
+if TYPE_CHECKING:
+    from .process.greedy import prune
+    from .process.result import PruneResult
 
 __version__ = "0.1.0"
 __all__ = [
@@ -14,10 +23,27 @@ __all__ = [
     "Group",
     "Plan",
     "Proof",
+    "PruneResult",
     "Scores",
     "apply",
     "delete_channels",
+    "load",
+    "prune",
+    "save",
     "score",
     "trace",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # the loop brings Accelerate, Pydantic and Rich along; they load when it is first used
+    if name == "prune":
+        from .process.greedy import prune
+
+        return prune
+    if name == "PruneResult":
+        from .process.result import PruneResult
+
+        return PruneResult
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ there, which costs one product and one sum and no second graph.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -248,6 +249,7 @@ def score(
     criterion: str | Criterion = "taylor",
     batches: int | None = None,
     seed: int = 0,
+    share: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None,
 ) -> Scores:
     """The importance of every unit of every group.
 
@@ -262,6 +264,8 @@ def score(
         criterion: a name in `secateurs.criteria.CRITERIA`, or an object with the four functions.
         batches: use at most so many batches.
         seed: for criteria that draw numbers.
+        share: with data parallel workers, each with its part of the data: this worker's states
+            -> the states of all workers, which are then merged.
 
     Raises:
         DataError: no data, a loss of another shape, or a loss that is not finite.
@@ -283,6 +287,9 @@ def score(
         states, examples, assumed = _run(
             model, graph, data, loss, objective, found, states, batches
         )
+    if share is not None:
+        first, *others = share(states)
+        states = {n: functools.reduce(found.merge, (o[n] for o in others), first[n]) for n in first}
     values = {}
     for name, state in states.items():
         array = found.score(state).detach().double().cpu().numpy()

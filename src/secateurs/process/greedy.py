@@ -1,0 +1,390 @@
+"""The greedy loop: fine-tune, remove the least important units, fine-tune, repeat."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from .. import budget as budgets
+from ..cost import Cost
+from ..criteria import Criterion, find_criterion
+from ..errors import ConfigError, DataError, FileError
+from ..files.store import check_state, fill_state, unique_state
+from ..gates import trace, verify
+from ..groups import Graph
+from ..plan import Plan
+from ..ranking import choose, importance, moves, smallest
+from ..score import Loss, Objective, Scores, score
+from ..surgery.apply import apply
+from .checkpoint import NAME, Checkpoint
+from .interrupt import Interrupt
+from .options import Options, make_options
+from .progress import Meter
+from .result import PruneResult
+from .training import OptimizerFactory, SchedulerFactory, Trainer, seed_everything
+
+Evaluate: TypeAlias = Callable[[nn.Module], float]
+Callback: TypeAlias = Callable[[dict[str, Any], nn.Module], None]
+Finetune: TypeAlias = Callable[[nn.Module, int], Any]
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    train: Iterable[Any],
+    budget: Mapping[str, float],
+    loss: Loss | None = None,
+    objective: Objective | None = None,
+    criterion: str | Criterion = "taylor",
+    evaluate: Evaluate | None = None,
+    metric: str = "metric",
+    mode: Literal["max", "min"] = "max",
+    optimizer: OptimizerFactory | None = None,
+    scheduler: SchedulerFactory | None = None,
+    finetune: Finetune | None = None,
+    callbacks: Sequence[Callback] = (),
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> PruneResult:
+    """Prune a trained network to a budget: fine-tune, remove the least important, repeat.
+
+    Args:
+        model: the trained model; it is left untouched.
+        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        train: batches, read again and again: a DataLoader or a list. Pairs (input, target) for
+            `loss`, anything for `objective`.
+        budget: 'macs', 'params' or 'units' -> the fraction to keep if at most 1, else an absolute
+            number.
+        loss: loss(output, target) -> one value per example, or the mean over the examples.
+        objective: objective(model, batch) -> the same, in place of `loss`.
+        criterion: what decides which units go; see `secateurs.criteria`.
+        evaluate: evaluate(model) -> the metric, after every step.
+        metric, mode: its name, and whether more ('max') or less ('min') is better.
+        optimizer: parameters -> torch optimizer. SGD with momentum by default.
+        scheduler: (optimizer, updates of the phase) -> scheduler, stepped after every update.
+        finetune: finetune(model, updates), in place of the built-in training.
+        callbacks: called with (record, model) after every step.
+        out: a directory that gets an atomic checkpoint after every step.
+        resume: go on from the checkpoint in `out`, if there is one, to the same result.
+        progress: show live progress.
+        **options: see `secateurs.process.options.Options`.
+
+    Returns:
+        The pruned model with its plan, history, last scores and proof. Ctrl-C stops at the next
+        safe point and returns what is done.
+
+    Raises:
+        BudgetError: the budget is malformed or out of reach.
+        ConfigError: an option is wrong.
+        DataError: the data or the loss cannot be used.
+        TraceError: the model does not run on the example inputs.
+    """
+    if mode not in ("max", "min"):
+        raise ConfigError(f"mode must be 'max' or 'min', not {mode!r}")
+    if resume and out is None:
+        raise ConfigError("resume=True needs out=, the directory of the interrupted run")
+    chosen = make_options(**options)
+    if chosen.floor is not None and evaluate is None:
+        raise ConfigError("a floor on the metric needs evaluate=")
+    run = _Run(
+        model,
+        example_inputs,
+        budget,
+        find_criterion(criterion),
+        chosen,
+        Hooks(loss, objective, evaluate, metric, mode, finetune, tuple(callbacks)),
+        None if out is None else Path(out),
+    )
+    run.trainer = Trainer(run.model, train, loss, objective, optimizer, scheduler, chosen)
+    if resume and run.out is not None and (run.out / NAME).exists():
+        run.restore(Checkpoint.load(run.out))
+    with Interrupt() as run.interrupt, Meter(progress) as run.meter:
+        return run.go()
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the user plugs into a run."""
+
+    loss: Loss | None
+    objective: Objective | None
+    evaluate: Evaluate | None
+    metric: str
+    mode: str
+    finetune: Finetune | None
+    callbacks: tuple[Callback, ...]
+
+
+class _Run:
+    """One run: the working model, and everything that the next step depends on."""
+
+    trainer: Trainer
+    interrupt: Interrupt
+    meter: Meter
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        budget: Mapping[str, float],
+        criterion: Criterion,
+        options: Options,
+        hooks: Hooks,
+        out: Path | None,
+    ):
+        self.original, self.example_inputs = model, example_inputs
+        self.criterion, self.options, self.hooks, self.out = criterion, options, hooks, out
+        self.graph = trace(model, example_inputs)
+        cost = Cost(self.graph)
+        options.limits.check(self.graph)
+        self.targets = budgets.targets(budget, cost)
+        budgets.check_reachable(self.targets, cost, smallest(self.graph, options.limits))
+        self.originals = {group.name: group.size for group in self.graph.groups}
+        self.before = cost.all()
+        self.model = copy.deepcopy(model)
+        self.plan = self.graph.plan({})
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.scores: Scores | None = None
+        self.stopped = ""
+        self.good: tuple[dict[str, torch.Tensor], Plan, int] | None = None
+        self.settings = {
+            "targets": self.targets,
+            "criterion": criterion.name,
+            "metric": hooks.metric,
+            "options": options.model_dump(mode="json"),
+        }
+
+    # ------------------------------------------------------------------ the loop
+    def go(self) -> PruneResult:
+        """Run to the end, or to the first reason to stop."""
+        if self.options.trackers:
+            self.trainer.accelerator.init_trackers("secateurs")
+        try:
+            if not self.history:
+                self._phase("fine-tuning", self.options.warmup)
+                self._record({}, float("nan"), time.perf_counter())
+                self._checkpoint()
+            while not self.stopped:
+                self._advance()
+            if self.stopped in ("budget", "floor", "exhausted"):
+                self._finish()
+        except DataError as error:
+            if "not finite" not in str(error) or not self.history:
+                raise
+            self._revert()
+            self.stopped = "nan"
+        if self.options.trackers:
+            self.trainer.accelerator.end_training()
+        return self._result()
+
+    def _advance(self) -> None:
+        """One step: score, remove, update, evaluate, write down."""
+        started = time.perf_counter()
+        seed_everything(self.options.seed, 2, self.step)
+        inputs = self.trainer.to_device(self.example_inputs)
+        graph = trace(self.model, inputs)
+        cost = Cost(graph)
+        self._show(cost)
+        if budgets.met(self.targets, cost):
+            self.stopped = "budget"
+            return
+        self._remember()
+        units = self._choose(graph, cost)
+        if not units:
+            self.stopped = "exhausted"
+            return
+        if self._asked():
+            return
+        self._remove(graph, graph.plan(units))
+        loss = self._phase("updating weights", self.options.updates)
+        if self.stopped:
+            return
+        self.step += 1
+        self._record(units, loss, started)
+        if self._below_floor():
+            self._revert()
+            self.stopped = "floor"
+        self._checkpoint()
+
+    def _choose(self, graph: Graph, cost: Cost) -> dict[str, list[int]]:
+        options = self.options
+        self.scores = score(
+            self.model,
+            graph,
+            self.trainer.stream.take(options.score_batches),
+            loss=self.hooks.loss,
+            objective=self.hooks.objective,
+            criterion=self.criterion,
+            seed=options.seed + self.step,
+            share=self.trainer.share,
+        )
+        ranked = importance(
+            self.scores, cost, normalize=options.normalize, flops_weight=options.flops_weight
+        )
+        candidates = moves(graph, ranked, options.limits, self.originals)
+        if not candidates:
+            return {}
+        whole = sum(self.originals.values())
+        at_most = options.step * whole if options.step < 1 else options.step
+        return choose(graph, cost, candidates, self.targets, max(1, round(at_most)))
+
+    def _remove(self, graph: Graph, plan: Plan) -> None:
+        shapes = {name: p.shape for name, p in self.model.named_parameters(remove_duplicate=False)}
+        apply(self.model, plan, inplace=True)
+        self.trainer.cut_optimizer(plan, shapes)
+        self.plan = self.plan.then(plan)
+
+    def _phase(self, name: str, updates: int) -> float:
+        """Update the weights, until done or interrupted."""
+        self.meter.phase(name, updates)
+        if self._asked() or not updates:
+            return float("nan")
+        if self.hooks.finetune is not None:
+            self.hooks.finetune(self.model, updates)
+            return float("nan")
+
+        def each() -> bool:
+            self.meter.advance()
+            return not self._asked()
+
+        return self.trainer.train(updates, each)
+
+    def _finish(self) -> None:
+        """The last fine-tuning."""
+        started = time.perf_counter()
+        reason = self.stopped
+        seed_everything(self.options.seed, 3)
+        loss = self._phase("last fine-tuning", self.options.final)
+        if self.stopped == reason and self.options.final:
+            self._record({}, loss, started)
+
+    def _asked(self) -> bool:
+        if self.interrupt.asked:
+            self.stopped = "interrupted"
+        return self.interrupt.asked
+
+    # ------------------------------------------------------------------ keeping track
+    def _record(self, units: dict[str, list[int]], loss: float, started: float) -> None:
+        cost = Cost(trace(self.model, self.trainer.to_device(self.example_inputs)))
+        evaluate = self.hooks.evaluate
+        value = None if evaluate is None else float(evaluate(self.model))
+        record = {
+            "step": self.step,
+            "removed": {name: len(indices) for name, indices in units.items()},
+            **cost.all(),
+            "loss": None if loss != loss else loss,
+            "metric": value,
+            "seconds": time.perf_counter() - started,
+        }
+        self.history.append(record)
+        if self.options.trackers:
+            numbers = {k: v for k, v in record.items() if isinstance(v, (int, float))}
+            self.trainer.accelerator.log(numbers, step=len(self.history))
+        self._show(cost)
+        for callback in self.hooks.callbacks:
+            callback(record, self.model)
+
+    def _show(self, cost: Cost) -> None:
+        ways = [
+            (self.before[m] - cost.of(m)) / max(self.before[m] - target, 1)
+            for m, target in self.targets.items()
+        ]
+        left = ", ".join(
+            f"{m} {cost.of(m) / self.before[m]:.1%} of {target / self.before[m]:.1%}"
+            for m, target in self.targets.items()
+        )
+        last = self.history[-1] if self.history else {}
+        removed = sum(last.get("removed", {}).values())
+        value = last.get("metric")
+        note = f"step {self.step}: −{removed} units; {left}"
+        if value is not None:
+            note += f"; {self.hooks.metric} {value:.4f}"
+        self.meter.way(min(ways, default=1.0), note)
+
+    def _below_floor(self) -> bool:
+        floor, value = self.options.floor, self.history[-1]["metric"]
+        if floor is None or value is None:
+            return False
+        return bool(value < floor if self.hooks.mode == "max" else value > floor)
+
+    def _remember(self) -> None:
+        """Keep the state before a step, to go back to if it fails."""
+        state = {name: t.detach().clone() for name, t in unique_state(self.model).items()}
+        self.good = (state, self.plan, self.step)
+
+    def _revert(self) -> None:
+        """Go back to the state before the last step."""
+        if self.good is None:
+            return
+        state, self.plan, self.step = self.good
+        model = apply(copy.deepcopy(self.original), self.plan, inplace=True)
+        fill_state(model, state)
+        self.model = model.to(self.trainer.device)
+        self.trainer.replace_model(self.model)
+        del self.history[self.step + 1 :]
+
+    # ------------------------------------------------------------------ checkpoints
+    def _checkpoint(self) -> None:
+        if self.out is None or not self.trainer.accelerator.is_main_process:
+            return
+        tensors, numbers = self.trainer.optimizer_state()
+        Checkpoint(
+            self.step,
+            self.plan,
+            unique_state(self.model),
+            tensors,
+            numbers,
+            self.trainer.stream.place,
+            self.history,
+            self.settings,
+            self.stopped,
+        ).save(self.out)
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Take up the state of a checkpoint.
+
+        Raises:
+            FileError: it belongs to a run with other settings, or to another model.
+        """
+        mine = {**self.settings}
+        for key, value in saved.settings.items():
+            if mine.get(key) != value:
+                raise FileError(
+                    f"the checkpoint in {self.out} is of a run with other settings: {key} was "
+                    f"{value}, now {mine.get(key)}; resume with the same, or use another folder"
+                )
+        check_state(self.original, saved.plan, saved.model, self.out)
+        apply(self.model, saved.plan, inplace=True)
+        fill_state(self.model, saved.model)
+        self.trainer.restore_optimizer(saved.optimizer, saved.numbers)
+        self.trainer.stream.seek(*saved.place)
+        self.plan, self.step, self.history = saved.plan, saved.step, saved.history
+        self.stopped = saved.finished
+
+    def _result(self) -> PruneResult:
+        cut = apply(self.original, self.plan)
+        proof = verify(self.original, cut, self.plan, self.example_inputs, graph=self.graph)
+        graph = trace(self.model, self.trainer.to_device(self.example_inputs))
+        self.model.train(self.original.training)
+        return PruneResult(
+            self.model,
+            self.plan,
+            self.history,
+            self.scores,
+            proof,
+            self.before,
+            Cost(graph).all(),
+            self.stopped,
+            self.settings,
+        )

@@ -1,0 +1,61 @@
+"""What a pruning run gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..files.store import save
+from ..gates import Proof
+from ..plan import Plan
+from ..score import Scores
+from ..tables import render
+
+
+@dataclass
+class PruneResult:
+    """A pruned network and how it came about.
+
+    Attributes:
+        model: the pruned model.
+        plan: everything that was removed, from the original model.
+        history: one record per step: what was removed, what is left, loss, metric, seconds.
+        scores: the last scores that units were chosen by; None if nothing was removed.
+        proof: the law of the cut for the whole plan, on the original model's weights.
+        before, after: macs, params and units.
+        stopped: 'budget', 'floor', 'nan', 'interrupted' or 'exhausted'.
+        settings: what the run was started with.
+    """
+
+    model: nn.Module
+    plan: Plan
+    history: list[dict[str, Any]]
+    scores: Scores | None
+    proof: Proof
+    before: dict[str, int]
+    after: dict[str, int]
+    stopped: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write weights, plan and history; `secateurs.load` reads them back."""
+        return save(self.model, self.plan, directory, history=self.history)
+
+    def __str__(self) -> str:
+        rows = [
+            (name, f"{old:,}", f"{self.after[name]:,}", f"{self.after[name] / old:.1%}")
+            for name, old in self.before.items()
+        ]
+        metric = self.settings.get("metric", "metric")
+        values = [record.get("metric") for record in self.history]
+        if values and values[0] is not None:
+            rows.append((metric, f"{values[0]:.4f}", f"{values[-1]:.4f}", ""))
+        table = render(
+            f"pruned in {len(self.plan.groups)} groups; stopped: {self.stopped}",
+            ("", "before", "after", "kept"),
+            rows,
+        )
+        return f"{table}\n{self.proof}"

@@ -1,0 +1,178 @@
+"""Rank units over the whole network, and choose which go next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import numpy.typing as npt
+
+from .budget import met
+from .cost import Cost
+from .errors import ConfigError, nearest
+from .groups import Graph, Group, Selection
+from .score import Scores
+
+Array = npt.NDArray[np.float64]
+
+NORMALIZATIONS: dict[str, Callable[[Array], float]] = {
+    "none": lambda v: 1.0,
+    "l1": lambda v: float(np.abs(v).sum()),
+    "l2": lambda v: float(np.sqrt(np.square(v).sum())),
+    "max": lambda v: float(np.abs(v).max()),
+    "mean": lambda v: float(np.abs(v).mean()),
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may be removed.
+
+    Attributes:
+        only, ignore: patterns of module paths ('layer1.*'); a group is matched by its writers.
+        min_keep: units that stay in every group.
+        max_remove: the largest fraction of a group's original units that may go.
+        round_to: the size of every cut group stays a multiple of this.
+        exact_only: leave groups alone whose cut changes a statistic.
+    """
+
+    only: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    min_keep: int = 1
+    max_remove: float = 0.95
+    round_to: int = 1
+    exact_only: bool = True
+
+    def allows(self, group: Group) -> bool:
+        paths = [group.name, *(m.tensor.rpartition(".")[0] for m in group.writes)]
+        if self.exact_only and not group.exact:
+            return False
+        if any(fnmatchcase(path, pattern) for path in paths for pattern in self.ignore):
+            return False
+        return not self.only or any(fnmatchcase(p, q) for p in paths for q in self.only)
+
+    def check(self, graph: Graph) -> None:
+        """Refuse a pattern that matches nothing: it is likely a typing error.
+
+        Raises:
+            ConfigError: names the pattern and the nearest group.
+        """
+        paths = {p for g in graph.groups for p in (g.name, *g.members)}
+        paths |= {frozen.tensor.rpartition(".")[0] for frozen in graph.frozen}
+        for pattern in (*self.only, *self.ignore):
+            if not any(fnmatchcase(path, pattern) for path in paths):
+                hint = nearest(pattern, sorted(paths))
+                raise ConfigError(f"the pattern {pattern!r} matches no module{hint}")
+
+    def floor(self, group: Group, original: int) -> int:
+        """How many units of each balance block must stay."""
+        blocks = group.blocks()
+        stay = max(self.min_keep, math.ceil(original * (1 - self.max_remove) - 1e-9), 1)
+        return max(1, math.ceil(stay / len(blocks)))
+
+
+@dataclass(frozen=True)
+class Move:
+    """Units of one group that go together: one of each block, and as many as rounding needs."""
+
+    score: float
+    group: str
+    units: tuple[int, ...]
+
+
+def importance(
+    scores: Scores, cost: Cost, *, normalize: str = "l2", flops_weight: float = 1e-3
+) -> dict[str, Array]:
+    """Scores that can be compared over layers: Θ/‖Θ‖ − λ·Θ_flops.
+
+    Args:
+        scores: raw scores per group.
+        cost: of the same network.
+        normalize: how each group's scores are scaled; 'l2' divides by √ΣΘ².
+        flops_weight: λ. Θ_flops is what deleting one unit of the group saves in MACs, divided by
+            the largest such saving of any group.
+
+    Source: Molchanov et al. (2016), section 2.2, 'Normalization' and 'FLOPs regularized pruning'
+    (there Θ_flops is in absolute FLOPs; here it is relative, so that λ suits any network).
+    """
+    if normalize not in NORMALIZATIONS:
+        hint = nearest(normalize, NORMALIZATIONS)
+        raise ConfigError(f"no normalisation is called {normalize!r}{hint}")
+    saved = cost.saved_per_unit("macs")
+    largest = max(saved.values(), default=0.0) or 1.0
+    out = {}
+    for name, values in scores.values.items():
+        scale = NORMALIZATIONS[normalize](values) or 1.0
+        out[name] = values / scale - flops_weight * saved[name] / largest
+    return out
+
+
+def moves(
+    graph: Graph, ranked: Mapping[str, Array], limits: Limits, originals: Mapping[str, int]
+) -> list[Move]:
+    """Everything that may go, least important first."""
+    out: list[Move] = []
+    for group in graph.groups:
+        if limits.allows(group):
+            out += _moves_of(group, ranked[group.name], limits, originals.get(group.name, 0))
+    return sorted(out, key=lambda move: move.score)
+
+
+def _moves_of(group: Group, values: Array, limits: Limits, original: int) -> list[Move]:
+    blocks = [block[np.argsort(values[block], kind="stable")] for block in group.blocks()]
+    spare = min(map(len, blocks)) - limits.floor(group, original or group.size)
+    out: list[Move] = []
+    waiting: list[int] = []
+    left, latest = group.size, -math.inf
+    for k in range(spare):
+        waiting += [int(block[k]) for block in blocks]
+        left -= len(blocks)
+        if left % limits.round_to == 0:
+            # a group's moves must stay in order, so that its sizes pass through the multiples
+            latest = max(latest, float(values[waiting].mean()))
+            out.append(Move(latest, group.name, tuple(waiting)))
+            waiting = []
+    return out
+
+
+def choose(
+    graph: Graph,
+    cost: Cost,
+    candidates: list[Move],
+    target: Mapping[str, int],
+    at_most: int,
+) -> dict[str, list[int]]:
+    """The least important moves: about `at_most` units, fewer if the budget is met before."""
+    counts = np.cumsum([len(move.units) for move in candidates])
+    low, high = 1, min(len(candidates), int(np.searchsorted(counts, at_most)) + 1)
+    if met(target, cost, _selection(graph, candidates[:high])):
+        while low < high:
+            middle = (low + high) // 2
+            if met(target, cost, _selection(graph, candidates[:middle])):
+                high = middle
+            else:
+                low = middle + 1
+    return _by_group(candidates[:high])
+
+
+def smallest(graph: Graph, limits: Limits) -> Selection:
+    """Everything that may go, gone."""
+    flat = {group.name: np.zeros(group.size) for group in graph.groups}
+    sizes = {group.name: group.size for group in graph.groups}
+    return _selection(graph, moves(graph, flat, limits, sizes))
+
+
+def _by_group(chosen: list[Move]) -> dict[str, list[int]]:
+    out: dict[str, list[int]] = {}
+    for move in chosen:
+        out.setdefault(move.group, []).extend(move.units)
+    return out
+
+
+def _selection(graph: Graph, chosen: list[Move]) -> Selection:
+    units = {group.name: group.units for group in graph.groups}
+    picked = [units[name][indices] for name, indices in _by_group(chosen).items()]
+    return Selection(graph, np.concatenate(picked) if picked else np.zeros(0, dtype=np.int64))
