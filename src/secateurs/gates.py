@@ -6,7 +6,6 @@ multiplied by zero. The gate sits on the operand that a reader reads.
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -244,6 +243,3 @@ def _compare(exact: bool, reference: Any, result: Any) -> Proof:
             return Proof(exact, float("nan"), float("nan"), tolerance)
         worst, relative = max(worst, error), max(relative, ratio)
     return Proof(exact, worst, relative, tolerance)
-
-
-

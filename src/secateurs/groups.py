@@ -331,10 +331,7 @@ class Graph:
     def _assign(self, slots: list[tuple[str, int, Axis]]) -> None:
         """Put every unit in the group of the first axis that writes it (else touches it)."""
         analysis = self.analysis
-        self._counts = {
-            (name, dim): self._slot_counts(axis)
-            for name, dim, axis in slots
-        }
+        self._counts = {(name, dim): self._slot_counts(axis) for name, dim, axis in slots}
         ranked = sorted(
             self._counts,
             key=lambda s: (
@@ -406,8 +403,8 @@ class Graph:
                 if not _sufficient(kinds):
                     spoiled[int(group.units[0])] = "its balance constraints overlap only in part"
         if spoiled:
-            owners = {int(self.group_of[unit]): reason for unit, reason in spoiled.items()}
-            self._freeze_groups(owners)
+            given_up = {int(self.group_of[unit]): reason for unit, reason in spoiled.items()}
+            self._freeze_groups(given_up)
 
     def _merge(self, merged: Ints) -> None:
         """Join groups that share a balance constraint."""
@@ -496,7 +493,9 @@ class Graph:
         ]
         columns = ("group", "kind", "units", "exact", "balance", "coupled with")
         return render(
-            f"{len(self.groups)} groups; {len(self.frozen)} frozen axes (see .frozen)", columns, rows
+            f"{len(self.groups)} groups; {len(self.frozen)} frozen axes (see .frozen)",
+            columns,
+            rows,
         )
 
     def __repr__(self) -> str:

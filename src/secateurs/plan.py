@@ -135,7 +135,9 @@ class Plan:
             gone = groups.get(name, [])
             kept = np.setdiff1d(np.arange(sizes[name]), gone)
             if len(kept) != other.sizes[name]:
-                raise PlanError(f"group {name!r} has {len(kept)} units left, not {other.sizes[name]}")
+                raise PlanError(
+                    f"group {name!r} has {len(kept)} units left, not {other.sizes[name]}"
+                )
             groups[name] = sorted([*gone, *kept[indices].tolist()])
         tensors = dict(self.tensors)
         for path, slices in other.tensors.items():
@@ -327,7 +329,9 @@ def _check_axes(graph: Graph, selection: Selection) -> None:
     for labels, reason in graph.analysis.labels.balanced:
         lost = selection.gone(labels).sum(axis=1)
         if (lost != lost[0]).any():
-            raise PlanError(f"the plan is unbalanced: {reason} lose between {lost.min()} and {lost.max()}")
+            raise PlanError(
+                f"the plan is unbalanced: {reason} lose between {lost.min()} and {lost.max()}"
+            )
 
 
 def _slices(graph: Graph, selection: Selection) -> dict[str, Slices]:
@@ -359,7 +363,9 @@ def random_plan(graph: Graph, fraction: float, seed: int, *, exact_only: bool) -
             if exact_only and not group.exact:
                 continue
             blocks = group.blocks()
-            count = min(int(fraction * group.size / len(blocks)), *(len(b) - 1 for b in blocks), 1 << 30)
+            count = min(
+                int(fraction * group.size / len(blocks)), *(len(b) - 1 for b in blocks), 1 << 30
+            )
             chosen = [i for b in blocks for i in rng.choice(b, count, replace=False).tolist()]
             units[group.name] = sorted(chosen)
         try:

@@ -111,9 +111,10 @@ def _families(graph: Graph, read: Read) -> list[_Family]:
             group = graph.groups[number]
             mine = graph.group_of[units] == number
             where, which = positions[mine], graph.index_of[units[mine]]
-            straight = len(where) == group.size == leaf.size and (
-                (where == np.arange(leaf.size)) & (which == where)
-            ).all()
+            straight = (
+                len(where) == group.size == leaf.size
+                and ((where == np.arange(leaf.size)) & (which == where)).all()
+            )
             count = int(np.bincount(which).max())
             out.append(
                 _Family(
@@ -327,7 +328,7 @@ def _run(
             if gradients:
                 total, assumed = _total(value, seen.examples)
                 if total.requires_grad:
-                    total.backward()  # type: ignore[no-untyped-call]
+                    total.backward()
             examples += seen.examples
             for group in graph.groups:
                 shown = GroupBatch(_rows(seen.gradient, group), _rows(seen.activation, group))
@@ -341,9 +342,7 @@ def _rows(seen: dict[str, Tensor], group: Group) -> Tensor:
     return seen.get(group.name, NOTHING).detach()
 
 
-def _value(
-    watched: _Watched, batch: Any, loss: Loss | None, objective: Objective | None
-) -> Tensor:
+def _value(watched: _Watched, batch: Any, loss: Loss | None, objective: Objective | None) -> Tensor:
     if objective is not None:
         return objective(watched, batch)
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:

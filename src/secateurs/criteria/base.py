@@ -55,8 +55,11 @@ class Criterion(Protocol):
         needs: a subset of {'gradient', 'activation'}; empty if no data is needed.
     """
 
-    name: str
-    needs: frozenset[str]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> frozenset[str]: ...
 
     def init(self, group: GroupInfo) -> Any:
         """The state before any data."""

@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import FileError
 from ..plan import Plan
 from ..surgery.apply import apply
-from .atomic import read_text, write_text, write_with
+from .atomic import write_text, write_with
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -39,7 +39,9 @@ def save_tensors(
     """Write tensors as safetensors, whole or not at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # safetensors refuses two names for one storage
-    plain = {n: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for n, t in plain.items()}
+    plain = {
+        n: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for n, t in plain.items()
+    }
     write_with(path, lambda p: safetensors.torch.save_file(plain, p, dict(metadata or {})))
 
 

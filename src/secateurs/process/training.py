@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -27,9 +26,7 @@ SchedulerFactory: TypeAlias = Callable[[torch.optim.Optimizer, int], Any]
 def seed_everything(*numbers: int) -> None:
     """Seed every generator from a tuple of numbers."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    set_seed(seed)
 
 
 class Stream:

@@ -70,9 +70,7 @@ def _twin(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return new.requires_grad_(old.requires_grad)
 
 
-def _locate(
-    modules: dict[str, nn.Module], name: str, old: int
-) -> tuple[str, str, int | None]:
+def _locate(modules: dict[str, nn.Module], name: str, old: int) -> tuple[str, str, int | None]:
     """(module path, attribute, item) of a plan's attribute, checked against the model."""
     path, _, attribute = name.rpartition(".")
     attribute, bracket, item = attribute.partition("[")

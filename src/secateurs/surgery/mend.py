@@ -59,9 +59,7 @@ class Literal:
         return cls(module, method, int(old), int(new))
 
 
-def mend(
-    analysis: Analysis, cut: Cut
-) -> tuple[dict[Attribute, tuple[int, int]], list[Literal]]:
+def mend(analysis: Analysis, cut: Cut) -> tuple[dict[Attribute, tuple[int, int]], list[Literal]]:
     """The attributes and literals that a cut changes: attribute -> (before, after).
 
     Raises:
@@ -220,7 +218,7 @@ def _descriptions(analysis: Analysis, cut: Cut) -> dict[Attribute, int]:
     for name, ident in analysis.program.tensors.items():
         module = name.rpartition(".")[0]
         for dim, axis in enumerate(analysis.tensor_axes(name, ident)):
-            old = int(len(cut.removed(axis)))
+            old = len(cut.removed(axis))
             new = cut.size(axis)
             if new == old:
                 continue

@@ -104,9 +104,7 @@ class Analysis:
 
     def frozen_outputs(self, node: Node, reason: str) -> list[list[Axis]]:
         return [
-            []
-            if out is None
-            else [frozen_axis(n, reason) for n in self.program.values[out].shape]
+            [] if out is None else [frozen_axis(n, reason) for n in self.program.values[out].shape]
             for out in node.outputs
         ]
 
@@ -151,9 +149,7 @@ class Analysis:
         axis = self.axes[ident][dim]
         self.reads.append(Read(self._position, arg, ident, dim, axis))
 
-    def contract(
-        self, node: Node, left: tuple[int, int, int], right: tuple[int, int, int]
-    ) -> None:
+    def contract(self, node: Node, left: tuple[int, int, int], right: tuple[int, int, int]) -> None:
         """Both operands, each (argument, value, dim), lose the same indices of a summed axis."""
         live = [self.program.values[ident].live for _, ident, _ in (left, right)]
         axes = [self.axes[ident][dim] for _, ident, dim in (left, right)]

@@ -23,7 +23,7 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 class Factor:
     """A run of indices along (a part of) an axis, with one label each once they are asked for."""
 
-    __slots__ = ("size", "alias", "parts", "frozen", "labels", "batch")
+    __slots__ = ("alias", "batch", "frozen", "labels", "parts", "size")
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A program: the ATen operations that one run of a model really executed, and how to replay them."""
+"""A program: the ATen operations that one run of a model executed, and how to replay them."""
 
 from __future__ import annotations
 
@@ -123,7 +123,6 @@ class Program:
         inputs: Sequence[torch.Tensor],
         intercept: Mapping[int, Intercept] | None = None,
         instead: Mapping[int, Instead] | None = None,
-        observe: Callable[[int, torch.Tensor], None] | None = None,
     ) -> Any:
         """Run the program again.
 
@@ -133,7 +132,6 @@ class Program:
             intercept: node position -> a function from the node's arguments to new arguments.
             instead: node position -> a function that computes the node's result from its
                 arguments.
-            observe: called with every value id and its tensor as it is made.
 
         Returns:
             What the model returned.
@@ -151,9 +149,6 @@ class Program:
                 )
             env[ident] = tensor
         env.update((ident, tensors[name]) for name, ident in self.tensors.items())
-        if observe is not None:
-            for ident, tensor in env.items():
-                observe(ident, tensor)
         dying = self.last_use()
         for position, node in enumerate(self.nodes):
             args = [fill(arg, env) for arg in node.args]
@@ -162,15 +157,14 @@ class Program:
             kwargs = {k: fill(v, env) for k, v in node.kwargs.items()} if node.kwargs else {}
             run = instead.get(position, node.op)
             result = run(*args, **kwargs)
-            for ident, out in zip(
-                node.outputs, result if node.multiple else (result,), strict=False
-            ):
-                if ident is not None:
-                    env[ident] = out
-                    if observe is not None:
-                        observe(ident, out)
-            for ident in dying.get(position, ()):
-                env.pop(ident, None)
+            results = result if node.multiple else (result,)
+            env.update(
+                (out, tensor)
+                for out, tensor in zip(node.outputs, results, strict=True)
+                if out is not None
+            )
+            for dead in dying.get(position, ()):
+                env.pop(dead, None)
         return pytree.tree_map_only(Ref, lambda ref: env[ref.id], self.outputs)
 
 

@@ -57,9 +57,7 @@ class _Dispatch(TorchDispatchMode):
         super().__init__()
         self.recorder = recorder
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not self.recorder.supported(func):
             decomposed = self._decompose(func, args, kwargs)
@@ -86,9 +84,7 @@ class _Functions(TorchFunctionMode):
         super().__init__()
         self.recorder = recorder
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         recorder = self.recorder
         if func is _SHAPE:
             return recorder.tag_shape(args[0], func(*args))
@@ -101,7 +97,7 @@ class _Functions(TorchFunctionMode):
             recorder.call = outer
 
 
-_SHAPE = torch.Tensor.shape.__get__
+_SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _TORCH = torch.__path__[0]
 
 
@@ -215,8 +211,7 @@ class Recorder:
         if any(not isinstance(i, TaggedInt) and i > 1 for i in integers):
             frame = inspect.currentframe()
             while frame is not None and (
-                frame.f_code.co_filename == __file__
-                or frame.f_code.co_filename.startswith(_TORCH)
+                frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(_TORCH)
             ):
                 frame = frame.f_back
             if frame is not None:
@@ -254,9 +249,7 @@ def _integers(arg: Any) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _tagged_attributes(
-    model: nn.Module, known: dict[Attribute, int]
-) -> Iterator[None]:
+def _tagged_attributes(model: nn.Module, known: dict[Attribute, int]) -> Iterator[None]:
     """While open, modules hand out integer attributes with provenance; then all is as before."""
     saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
     try:

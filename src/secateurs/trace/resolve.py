@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -180,7 +181,7 @@ class _Solver:
                 shared.append((only_first[0], only_second[0]))
             else:
                 members = [*sorted(first | second), c[i]]
-                clash += list(zip(members, members[1:], strict=False))
+                clash += list(pairwise(members))
         pairs = np.array(shared or clash, dtype=np.int64).reshape(-1, 2)
         if not len(pairs):
             return False

@@ -127,9 +127,7 @@ def _expand(analysis: Analysis, node: Node) -> list[Axes]:
     axes, shape = analysis.arg_axes(node), analysis.shape(node)
     old = (1,) * (len(shape) - len(axes)) + analysis.program.values[node.inputs[0]].shape
     axes = [()] * (len(shape) - len(axes)) + axes
-    return [
-        [a if o == n else fresh_axis(n) for a, o, n in zip(axes, old, shape, strict=True)]
-    ]
+    return [[a if o == n else fresh_axis(n) for a, o, n in zip(axes, old, shape, strict=True)]]
 
 
 @rule("cat")
@@ -165,9 +163,8 @@ def _stack(analysis: Analysis, node: Node) -> list[Axes]:
 
 def slice_bounds(node: Node, size: int) -> tuple[int, int, int, int]:
     """(dim, start, stop, step) of a slice node on an axis of this size, with real bounds."""
-    dim, start, stop, step = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
-    start, stop, step = slice(start, stop, step).indices(size)
-    return dim, start, stop, step
+    stated = [*node.args[1:], *[0, None, None, 1][len(node.args) - 1 :]]
+    return stated[0], *slice(*stated[1:]).indices(size)
 
 
 @rule("slice")
@@ -233,9 +230,7 @@ def _probe(analysis: Analysis, node: Node) -> list[Axes]:
         else:
             analysis.labels.freeze(axis, f"scattered over several axes by {op_name(node.op)}")
     reason = f"made by {op_name(node.op)}"
-    return [
-        [frozen_axis(n, reason) if a is None else a for a, n in zip(out, target, strict=True)]
-    ]
+    return [[frozen_axis(n, reason) if a is None else a for a, n in zip(out, target, strict=True)]]
 
 
 def _run_on_indices(node: Node, shape: tuple[int, ...], dim: int) -> torch.Tensor:
@@ -359,7 +354,7 @@ def _grouped(analysis: Analysis, node: Node, enters: int, leaves_by: int, groups
         if axis_size(kernel[0]) == axis_size(channels):
             labels.unite(kernel[0], channels)
             return kernel[0]
-        if not (enters == 0):
+        if enters != 0:
             multiplier = fresh_axis(shape[0] // groups)
             labels.unite(kernel[0], (*channels, *multiplier))
             analysis.writes(w, kernel[0], "channel")

@@ -75,9 +75,7 @@ def _binary(function: Callable[[int, int], int], *, swap: bool) -> Callable[...,
         if not isinstance(other, int) or isinstance(other, bool):
             return NotImplemented
         a, b = (other, self) if swap else (self, other)
-        return TaggedInt(
-            function(int(a), int(b)), Operation(function, source_of(a), source_of(b))
-        )
+        return TaggedInt(function(int(a), int(b)), Operation(function, source_of(a), source_of(b)))
 
     return method
 
