@@ -17,9 +17,9 @@ from torch.utils import _pytree as pytree
 from .errors import LawError, MendError, TraceError
 from .groups import Graph, Selection
 from .plan import Plan
-from .surgery.mend import solve
+from .surgery.mend import sized_nodes, solve
 from .trace.analyse import Read, analyse
-from .trace.labels import Axis
+from .trace.labels import Axis, leaves
 from .trace.program import Instead, Intercept, Node, Ref
 from .trace.record import as_call, evaluating, input_tensors, model_tensors
 from .trace.sizes import resized_args
@@ -86,13 +86,20 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
 
 def _unmendable(graph: Graph) -> dict[str, str]:
     """The groups whose sizes are fixed by something in the model that cannot be rewritten."""
+    stating: dict[int, list[Node]] = {}
+    for node in sized_nodes(graph.analysis):
+        values = (ident for ident in (*node.inputs, *node.outputs) if ident is not None)
+        touched = {leaf for i in values for axis in graph.analysis.axes[i] for leaf in leaves(axis)}
+        for number in {n for leaf in touched for n in graph.groups_of(leaf)}:
+            stating.setdefault(number, []).append(node)
     out = {}
-    for group in graph.groups:
+    for number, nodes in stating.items():
+        group = graph.groups[number]
         blocks = group.blocks()
         count = max(1, min(len(block) for block in blocks) // 4)
         units = np.concatenate([group.units[block[-count:]] for block in blocks])
         try:
-            solve(graph.analysis, Selection(graph, units))
+            solve(graph.analysis, Selection(graph, units), nodes)
         except MendError as error:
             out[group.name] = str(error)
     return out

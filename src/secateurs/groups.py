@@ -244,6 +244,7 @@ class Graph:
                             analysis.labels.of(factor)
         self.resolved: Resolved = resolve(analysis.labels)
         self._incidence: dict[int, tuple[Ints, Ints]] = {}
+        self._families: dict[tuple[int, ...], list[tuple[Ints, int]]] = {}
         self._number_units(slots)
         self._assign(slots)
         self._mark_inexact()
@@ -253,7 +254,8 @@ class Graph:
     def _number_units(self, slots: list[tuple[str, int, Axis]]) -> None:
         """Every class that can go by itself and holds a slice of the model is a unit."""
         resolved = self.resolved
-        seen = [f.labels for _, _, axis in slots for f in leaves(axis) if f.labels is not None]
+        distinct = {id(f): f.labels for _, _, axis in slots for f in leaves(axis)}
+        seen = [labels for labels in distinct.values() if labels is not None]
         classes = np.unique(resolved.root[np.concatenate(seen)]) if seen else np.zeros(0, int)
         todo = classes.tolist()
         base = set()
@@ -276,6 +278,11 @@ class Graph:
             known = (none, none) if factor.labels is None else self._locate(factor.labels)
             self._incidence[id(factor)] = known
         return known
+
+    def groups_of(self, factor: Factor) -> list[int]:
+        """The numbers of the groups that have units along a leaf factor."""
+        units = self.incidence(factor)[1]
+        return np.unique(self.group_of[units]).tolist() if len(units) else []
 
     def _locate(self, labels: Ints) -> tuple[Ints, Ints]:
         """Which positions of a label vector go with which units."""
@@ -317,10 +324,15 @@ class Graph:
         """(units in order of position, slices per unit) for each family on an axis."""
         parts = leaves(axis)
         total = int(np.prod([part.size for part in parts]))
-        out = []
+        key = tuple(id(part) for part in parts)
+        if key in self._families:
+            return self._families[key]
+        out = self._families[key] = []
         for part in parts:
             positions, units = self.incidence(part)
-            if len(units):
+            if len(units) == part.size and (units[1:] > units[:-1]).all():
+                out.append((units, total // part.size))  # the common case: one unit an index
+            elif len(units):
                 distinct, first, counts = np.unique(units, return_index=True, return_counts=True)
                 times = counts * (total // part.size)
                 order = np.argsort(positions[first], kind="stable")
@@ -456,7 +468,9 @@ class Graph:
         roles = self.analysis.roles
         for name, dim, axis in slots:
             for units, count in self._counts[name, dim]:
-                for number in np.unique(self.group_of[units]).tolist():
+                first = int(self.group_of[units[0]])
+                same = bool((self.group_of[units] == first).all())
+                for number in [first] if same else np.unique(self.group_of[units]).tolist():
                     if number >= 0:
                         role = roles.get((name, dim), "carries")
                         getattr(self.groups[number], role).append(Member(name, dim, count))

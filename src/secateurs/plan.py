@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 FORMAT = "secateurs.plan/1"
 
 
+def complement(indices: Sequence[int] | Ints, size: int) -> Ints:
+    """The indices below `size` that are not among these."""
+    mask = np.ones(size, dtype=bool)
+    mask[np.asarray(indices, dtype=np.int64)] = False
+    return np.flatnonzero(mask)
+
+
 @dataclass(frozen=True)
 class Slices:
     """What one tensor loses: per dimension, one list of indices, or one list per block.
@@ -40,8 +47,7 @@ class Slices:
 
     def keep(self, dim: int) -> list[Ints]:
         """The indices that stay along a dimension, per block."""
-        every = np.arange(self.shape[dim])
-        return [np.setdiff1d(every, gone) for gone in self.removed.get(dim, [[]])]
+        return [complement(gone, self.shape[dim]) for gone in self.removed.get(dim, [[]])]
 
     def cut(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor without what it loses.
@@ -72,9 +78,9 @@ class Slices:
             first, second = self.keep(dim), other.keep(dim)
             blocks = max(len(first), len(second))
             first, second = (side * (blocks // len(side)) for side in (first, second))
-            every = np.arange(self.shape[dim])
             removed[dim] = [
-                np.setdiff1d(every, a[b]).tolist() for a, b in zip(first, second, strict=True)
+                complement(a[b], self.shape[dim]).tolist()
+                for a, b in zip(first, second, strict=True)
             ]
         return Slices(self.shape, removed)
 
@@ -103,8 +109,11 @@ class Plan:
         """How many units go."""
         return sum(map(len, self.groups.values()))
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """Refuse a model that this plan was not made for.
+
+        Returns:
+            The model's tensors by path.
 
         Raises:
             PlanError: a tensor is missing or of another shape, or an attribute differs.
@@ -122,6 +131,7 @@ class Plan:
                     f"{tuple(own[name].shape)} where the plan expects {slices.shape}"
                     + ("; it has been cut already" if own[name].numel() < _numel(slices) else "")
                 )
+        return own
 
     def then(self, other: Plan) -> Plan:
         """This plan followed by one made for its result, as one plan for the original model.
@@ -133,7 +143,7 @@ class Plan:
         sizes = {**other.sizes, **self.sizes}
         for name, indices in other.groups.items():
             gone = groups.get(name, [])
-            kept = np.setdiff1d(np.arange(sizes[name]), gone)
+            kept = complement(gone, sizes[name])
             if len(kept) != other.sizes[name]:
                 raise PlanError(
                     f"group {name!r} has {len(kept)} units left, not {other.sizes[name]}"

@@ -11,7 +11,6 @@ from torch import nn
 
 from ..errors import PlanError
 from ..plan import Plan
-from ..trace.record import model_tensors
 from .mend import Literal
 
 M = TypeVar("M", bound=nn.Module)
@@ -40,12 +39,11 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
       (1): Linear(in_features=6, out_features=2, bias=True)
     )
     """
-    plan.check(model)
+    own = plan.check(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     attributes = {n: _locate(modules, n, old) for n, (old, _) in plan.attributes.items()}
     for literal in plan.literals:
         _method(modules, literal)
-    own = model_tensors(model)
     with torch.no_grad():
         cut = {name: slices.cut(own[name].detach()) for name, slices in plan.tensors.items()}
     if not inplace:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import dis
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any, TypeAlias
 
 from ..errors import MendError
 from ..trace.analyse import Analysis
-from ..trace.program import Call
-from ..trace.sizes import Cut, resized_args, states_sizes
+from ..trace.program import Call, Node
+from ..trace.sizes import Cut, stated_sizes, states_sizes
 from ..trace.tagged import Attribute, Size, Source, TaggedInt, evaluate, leaves_of
 
 Equation: TypeAlias = tuple[Source, int, Call]
@@ -65,23 +65,30 @@ def mend(analysis: Analysis, cut: Cut) -> tuple[dict[Attribute, tuple[int, int]]
     Raises:
         MendError: a size is fixed by something that cannot be rewritten.
     """
-    solved, literals = solve(analysis, cut)
+    solved, literals = solve(analysis, cut, sized_nodes(analysis))
     before = analysis.program.attributes
     after = {**_descriptions(analysis, cut), **solved}
     changed = {a: (before[a], n) for a, n in after.items() if before[a] != n}
     return changed, literals
 
 
-def solve(analysis: Analysis, cut: Cut) -> tuple[dict[Attribute, int], list[Literal]]:
-    """The attributes and literals that the model's own functions need after a cut.
+def solve(
+    analysis: Analysis, cut: Cut, nodes: Iterable[Node]
+) -> tuple[dict[Attribute, int], list[Literal]]:
+    """The attributes and literals that these nodes' functions need after a cut.
 
     Raises:
         MendError: as for `mend`.
     """
-    before = analysis.program.attributes
     equations: list[Equation] = []
     literals: dict[tuple[str, str, int], tuple[Literal, set[int]]] = {}
-    for call, old, new in _stated_sizes(analysis, cut):
+    stated = (
+        (node.call, old, new)
+        for node in nodes
+        for old, new in stated_sizes(analysis, node, cut)
+        if node.call is not None
+    )
+    for call, old, new in stated:
         for given in (i for i in call.integers if i == old):
             if isinstance(given, TaggedInt):
                 equations.append((given.source, new, call))
@@ -94,83 +101,69 @@ def solve(analysis: Analysis, cut: Cut) -> tuple[dict[Attribute, int], list[Lite
                         f"place and {new} in another; use two attributes instead of the number"
                     )
                 entry[1].add(call.at)
-    after = _solve(equations, before, _Sizes(analysis, cut))
+    after = _solve(equations, _Known(analysis, cut))
     for literal, sites in literals.values():
         _check_literal(analysis, literal, sites)
     return after, [literal for literal, _ in literals.values()]
 
 
-def _stated_sizes(analysis: Analysis, cut: Cut) -> Iterator[tuple[Call, int, int]]:
-    """(call, size before, size after) for every size that a torch function was given."""
-    for node in analysis.program.nodes:
-        if node.call is None or not states_sizes(node):
-            continue
-        for old, new in zip(node.args, resized_args(analysis, node, cut), strict=True):
-            pairs = zip(old, new, strict=True) if isinstance(old, list) else [(old, new)]
-            for a, b in pairs:
-                if type(a) is int and type(b) is int and a not in (-1, 0):
-                    yield node.call, a, b
+def sized_nodes(analysis: Analysis) -> list[Node]:
+    """The nodes that state sizes in a torch function of the model's own code."""
+    return [n for n in analysis.program.nodes if n.call is not None and states_sizes(n)]
 
 
-class _Sizes(dict[Any, int]):
-    """The sizes of the program's values after the cut, by `Size`."""
+class _Known(dict[Any, int]):
+    """What every source leaf is after the cut: sizes by themselves, attributes as solved."""
 
     def __init__(self, analysis: Analysis, cut: Cut):
         super().__init__()
         self.analysis, self.cut = analysis, cut
 
-    def __missing__(self, key: Size) -> int:
+    def __missing__(self, key: Attribute | Size) -> int:
+        if isinstance(key, Attribute):
+            return self.analysis.program.attributes[key]
         axes = self.analysis.axes.get(key.value)
         old = self.analysis.program.values[key.value].shape[key.dim]
         return old if axes is None else self.cut.size(axes[key.dim])
 
 
-def _solve(
-    equations: list[Equation], before: dict[Attribute, int], sizes: _Sizes
-) -> dict[Attribute, int]:
+def _solve(equations: list[Equation], known: _Known) -> dict[Attribute, int]:
     """The attributes' new values that satisfy every equation."""
-    after: dict[Attribute, int] = {}
     for source, value, call in equations:
-        if isinstance(source, Attribute) and after.setdefault(source, value) != value:
+        if isinstance(source, Attribute) and known.setdefault(source, value) != value:
             raise MendError(
-                f"{source} states two sizes that this plan makes different ({after[source]} and "
+                f"{source} states two sizes that this plan makes different ({known[source]} and "
                 f"{value}, at {call.place}); delete equally many units of both"
             )
     for source, value, call in equations:
-        unknown = [a for a in leaves_of(source) if isinstance(a, Attribute) and a not in after]
-        known: Any = _Sizes(sizes.analysis, sizes.cut)
-        known.update(before)
-        known.update(after)
         if evaluate(source, known) == value:
             continue
-        for attribute in unknown:
-            found = next(
-                (
-                    n
-                    for n in range(1, before[attribute])
-                    if _gives(source, known, attribute, n) == value
-                ),
-                None,
-            )
-            if found is not None:
-                after[attribute] = found
-                break
+        for attribute in leaves_of(source):
+            if isinstance(attribute, Attribute) and attribute not in known:
+                found = _invert(source, value, attribute, known)
+                if found is not None:
+                    known[attribute] = found
+                    break
         else:
             raise MendError(
                 f"{call.place} computes a size that would be {evaluate(source, known)} after the "
                 f"cut where {value} is needed; delete units so that the two agree"
             )
-    return after
+    return dict(known)
 
 
-def _gives(source: Source, known: Any, attribute: Attribute, value: int) -> int | None:
-    trial = type(known)(known.analysis, known.cut)
-    trial.update(known)
-    trial[attribute] = value
-    try:
-        return evaluate(source, trial)
-    except ZeroDivisionError:
-        return None
+def _invert(source: Source, value: int, attribute: Attribute, known: _Known) -> int | None:
+    """The smaller number that the attribute must be for the source to give this value."""
+    for trial in range(1, known[attribute]):
+        known[attribute] = trial
+        try:
+            if evaluate(source, known) == value:
+                return trial
+        except ZeroDivisionError:
+            continue
+        finally:
+            del known[attribute]
+    return None
 
 
 # ---------------------------------------------------------------------- numbers in the code

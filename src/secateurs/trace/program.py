@@ -83,7 +83,6 @@ class Program:
     values: list[Value] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
-    input_spec: pytree.TreeSpec | None = None
     tensors: dict[str, int] = field(default_factory=dict)
     constants: dict[int, torch.Tensor] = field(default_factory=dict)
     outputs: Any = None

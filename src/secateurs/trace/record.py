@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
 from .program import Call, Node, Program, Ref, Value, refs
+from .shadow import META, Shadow
 from .tagged import Attribute, Size, TaggedInt
 
 aten = torch.ops.aten
@@ -105,13 +106,14 @@ class Recorder:
     """State of one recording: the program so far, and which tensor is which value."""
 
     def __init__(self, model: nn.Module, supported: Callable[[Any], bool]):
-        self.model = model
         self.supported = supported
+        self.shadow: Shadow | None = None
+        self.device = torch.device("cpu")
         self.program = Program()
         self.call: Call | None = None
         self.stack: list[str] = [""]
         self.paths = {id(m): path for path, m in model.named_modules()}
-        self._ids: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
+        self._ids: dict[int, tuple[Callable[[], torch.Tensor | None], int]] = {}
         self._storage: dict[int, int] = {}
         self._inplace: list[tuple[int, int]] = []
         self.names: dict[int, str] = {}
@@ -126,14 +128,16 @@ class Recorder:
         """A new value for a tensor, which from now on is known by it."""
         ident = len(self.program.values)
         self.program.values.append(Value(tuple(tensor.shape), tensor.dtype, live))
-        key = id(tensor)
-        ids = self._ids
+        key, ids = id(tensor), self._ids
+        if tensor.is_meta:  # holds no memory, so it may be held
+            ids[key] = (lambda: tensor, ident)
+        else:
 
-        def forget(_: object) -> None:
-            if key in ids and ids[key][1] == ident:
-                del ids[key]
+            def forget(_: object) -> None:
+                if key in ids and ids[key][1] == ident:
+                    del ids[key]
 
-        ids[key] = (weakref.ref(tensor, forget), ident)
+            ids[key] = (weakref.ref(tensor, forget), ident)
         with contextlib.suppress(RuntimeError, NotImplementedError):
             self._storage[ident] = tensor.untyped_storage()._cdata
         return ident
@@ -156,6 +160,8 @@ class Recorder:
             return Ref(self.value(arg))
         if type(arg) in (list, tuple):
             return [self.reference(item) for item in arg]
+        if isinstance(arg, torch.device) and arg == META:
+            return self.device
         return int(arg) if isinstance(arg, TaggedInt) else arg
 
     # ------------------------------------------------------------------ operations
@@ -163,7 +169,10 @@ class Recorder:
         """Execute one operation and record it."""
         noted = tuple(self.reference(arg) for arg in args)
         noted_kwargs = {key: self.reference(arg) for key, arg in kwargs.items()}
-        result = func(*args, **kwargs)
+        if self.shadow is not None:
+            result = self.shadow.run(func, args, kwargs)
+        else:
+            result = func(*args, **kwargs)
         inputs = tuple(refs((noted, tuple(noted_kwargs.values()))))
         live = any(self.program.values[ident].live for ident in inputs)
         multiple = isinstance(result, (tuple, list))
@@ -279,17 +288,26 @@ def _tagged_attributes(model: nn.Module, known: dict[Attribute, int]) -> Iterato
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode while open; every module's own mode and every buffer's content afterwards."""
-    modes = [(module, module.training) for module in model.modules() if module.training]
     buffers = [(b, b._version, b.clone()) for b in model.buffers()]
     try:
-        model.eval()
-        yield
+        with _eval_mode(model):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for buffer, version, before in buffers:
             if buffer._version != version:
                 buffer.data.copy_(before)
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [module for module in model.modules() if module.training]
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module in modes:
+            module.training = True
 
 
 @contextlib.contextmanager
@@ -328,36 +346,28 @@ def _module_stack(recorder: Recorder) -> Iterator[None]:
 def record(model: nn.Module, example_inputs: Any, supported: Callable[[Any], bool]) -> Program:
     """Run the model once in eval mode and return what it did; the model is left untouched.
 
-    Memory is that of one plain inference: values are known by weak reference, none is held.
+    The run is on shapes alone; where that cannot be (the code looks at a value), it is for real,
+    in the memory of one plain inference.
 
     Raises:
         TraceError: the forward raised, or returned no tensor.
     """
-    args, kwargs = as_call(example_inputs)
-    recorder = Recorder(model, supported)
-    program = recorder.program
-    leaves, program.input_spec = pytree.tree_flatten((args, kwargs))
-    for leaf in leaves:
-        if isinstance(leaf, torch.Tensor):
-            program.inputs.append(recorder.bind(leaf, live=True))
-    if not program.inputs:
+    call = as_call(example_inputs)
+    inputs = input_tensors(example_inputs)
+    if not inputs:
         raise TraceError("example_inputs holds no tensor; pass what model(...) is called with")
-    with (
-        torch.no_grad(),
-        _plain_kernels(),
-        evaluating(model),
-        _tagged_attributes(model, program.attributes),
-        _module_stack(recorder),
-        _Dispatch(recorder),
-        _Functions(recorder),
-    ):
+    recorder = Recorder(model, supported)
+    try:
+        with _eval_mode(model):
+            shadow = recorder.shadow = Shadow(set(recorder.names), inputs[0].device)
+            program = _run(model, recorder, pytree.tree_map_only(torch.Tensor, shadow.twin, call))
+    except Exception:  # noqa: BLE001 - whatever it is, the real run will tell
+        recorder = Recorder(model, supported)
         try:
-            output = model(*args, **kwargs)
+            with evaluating(model):
+                program = _run(model, recorder, call)
         except Exception as error:
-            raise TraceError(_why(model, recorder, leaves, error)) from error
-        program.outputs = pytree.tree_map_only(
-            torch.Tensor, lambda tensor: Ref(recorder.value(tensor)), output
-        )
+            raise TraceError(_why(model, recorder, inputs, error)) from error
     if not program.output_ids():
         raise TraceError("the model returned no tensor, so there is nothing to follow")
     recorder.functionalise()
@@ -365,13 +375,36 @@ def record(model: nn.Module, example_inputs: Any, supported: Callable[[Any], boo
     return program
 
 
-def _why(model: nn.Module, recorder: Recorder, leaves: list[Any], error: Exception) -> str:
+def _run(model: nn.Module, recorder: Recorder, call: Any) -> Program:
+    program = recorder.program
+    for leaf in pytree.tree_leaves(call):
+        if isinstance(leaf, torch.Tensor):
+            program.inputs.append(recorder.bind(leaf, live=True))
+            recorder.device = recorder.shadow.device if recorder.shadow else leaf.device
+    with (
+        torch.no_grad(),
+        _plain_kernels(),
+        _tagged_attributes(model, program.attributes),
+        _module_stack(recorder),
+        _Dispatch(recorder),
+        _Functions(recorder),
+    ):
+        args, kwargs = call
+        output = model(*args, **kwargs)
+        program.outputs = pytree.tree_map_only(
+            torch.Tensor, lambda tensor: Ref(recorder.value(tensor)), output
+        )
+    return program
+
+
+def _why(
+    model: nn.Module, recorder: Recorder, inputs: list[torch.Tensor], error: Exception
+) -> str:
     """A message for a forward that raised: where, and the likely mend."""
     where = recorder.stack[-1] or type(model).__name__
     given = ", ".join(
         f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')} on {t.device}"
-        for t in leaves
-        if isinstance(t, torch.Tensor)
+        for t in inputs
     )
     own = next(iter(model.parameters()), None)
     hint = ""
@@ -383,6 +416,3 @@ def _why(model: nn.Module, recorder: Recorder, leaves: list[Any], error: Excepti
         f"the model's forward raised {type(error).__name__} in {where!r}: {first}\n"
         f"  it was called with {given}{hint}; check that model(example_inputs) runs"
     )
-
-
-__all__ = ["as_call", "evaluating", "input_tensors", "model_tensors", "record"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeAlias
 
 from .analyse import Analysis
@@ -20,11 +20,15 @@ class Cut(Protocol):
 
 Resize: TypeAlias = Callable[[Analysis, Node, Cut], list[Any]]
 _RESIZE: dict[str, Resize] = {}
+_STATED: dict[str, tuple[int, ...]] = {}
 
 
-def _resize(*names: str) -> Callable[[Resize], Resize]:
+def _resize(*names: str, at: tuple[int, ...]) -> Callable[[Resize], Resize]:
+    """A rule for these operations, whose arguments number `at` state sizes."""
+
     def register(function: Resize) -> Resize:
         _RESIZE.update(dict.fromkeys(names, function))
+        _STATED.update(dict.fromkeys(names, at))
         return function
 
     return register
@@ -42,25 +46,39 @@ def resized_args(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     return list(node.args) if resize is None else resize(analysis, node, cut)
 
 
+def stated_sizes(analysis: Analysis, node: Node, cut: Cut) -> Iterator[tuple[int, int]]:
+    """(before, after) for every size that the node's arguments state."""
+    new = resized_args(analysis, node, cut)
+    for at in _STATED.get(op_name(node.op), ()):
+        if at < len(node.args):
+            old = node.args[at]
+            pairs = zip(old, new[at], strict=True) if isinstance(old, list) else [(old, new[at])]
+            for before, after in pairs:
+                if type(before) is int and type(after) is int and before not in (-1, 0):
+                    yield before, after
+
+
 def _new_shape(analysis: Analysis, node: Node, cut: Cut) -> list[int]:
     out = next(ident for ident in node.outputs if ident is not None)
     return [cut.size(axis) for axis in analysis.axes[out]]
 
 
-@_resize("view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "new_zeros", "new_ones",
-         "new_full", "new_empty")  # fmt: skip
+@_resize(
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "new_zeros", "new_ones",
+    "new_full", "new_empty", at=(1,),
+)  # fmt: skip
 def _shape_second(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     new = _new_shape(analysis, node, cut)
     stated = [s if s < 0 else n for s, n in zip(node.args[1], new, strict=True)]
     return [node.args[0], stated, *node.args[2:]]
 
 
-@_resize("zeros", "ones", "full", "empty", "rand", "randn")
+@_resize("zeros", "ones", "full", "empty", "rand", "randn", at=(0,))
 def _shape_first(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     return [_new_shape(analysis, node, cut), *node.args[1:]]
 
 
-@_resize("slice")
+@_resize("slice", at=(2, 3))
 def _slice(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     args = list(node.args)
     dim = args[1] if len(args) > 1 else 0
@@ -84,7 +102,7 @@ def _slice(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     return args
 
 
-@_resize("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
+@_resize("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", at=(1,))
 def _split(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
     pieces = [cut.size(analysis.axes[out][dim]) for out in node.outputs if out is not None]
@@ -92,7 +110,7 @@ def _split(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     return [node.args[0], stated, *node.args[2:]]
 
 
-@_resize("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution")
+@_resize("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution", at=(8,))
 def _convolution(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     args = list(node.args)
     kernel = analysis.program.values[args[1].id].shape
@@ -101,14 +119,14 @@ def _convolution(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     return args
 
 
-@_resize("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
+@_resize("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm", at=(1,))
 def _layer_norm(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     n = len(node.args[1])
     new = [cut.size(axis) for axis in analysis.axes[node.args[0].id][-n:]]
     return [node.args[0], new, *node.args[2:]]
 
 
-@_resize("native_group_norm")
+@_resize("native_group_norm", at=(4, 6))
 def _group_norm(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     args = list(node.args)
     args[4] = cut.size(analysis.axes[args[0].id][1])

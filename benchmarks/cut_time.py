@@ -1,0 +1,91 @@
+"""Trace + group + plan + apply, against Torch-Pruning on the same networks in one process.
+
+Both cut a random 30% of every group in place. Torch-Pruning is used as its README says: an
+importance (random, so that no scoring is timed), a pruner over the whole model with the classifier
+ignored, one step. The two take turns, each on a fresh copy of the same model.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+import warnings
+
+import torch
+import torch_pruning as tp
+import typer
+from vision import torchvision_models
+
+import secateurs as sc
+from secateurs.tables import render
+
+NETWORKS = ("resnet50", "vgg16_bn", "densenet121", "mobilenet_v2")
+FRACTION = 0.3
+
+
+def ours(model: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
+    return sc.apply(model, sc.trace(model, x).random_plan(FRACTION), inplace=True)
+
+
+def theirs(model: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
+    last = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1:]
+    pruner = tp.pruner.BasePruner(
+        model,
+        x,
+        importance=tp.importance.RandomImportance(),
+        pruning_ratio=FRACTION,
+        ignored_layers=last,
+    )
+    pruner.step()
+    return model
+
+
+def timed(function, model: torch.nn.Module, x: torch.Tensor) -> tuple[float, int]:
+    model = copy.deepcopy(model)
+    started = time.perf_counter()
+    function(model, x)
+    seconds = time.perf_counter() - started
+    with torch.no_grad():
+        model(x)
+    return seconds, sum(p.numel() for p in model.parameters())
+
+
+def main(repeats: int = 7) -> None:
+    """Print the table: median seconds of each, and the ratio."""
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    rows = []
+    x = torch.randn(1, 3, 224, 224)
+    for name in NETWORKS:
+        model = getattr(torchvision_models(), name)(weights=None).eval()
+        mine, peer = [], []
+        for _ in range(repeats + 1):
+            mine.append(timed(ours, model, x))
+            peer.append(timed(theirs, model, x))
+        a, b = ([t for t, _ in runs[1:]] for runs in (mine, peer))
+        ratio = statistics.median(s / t for s, t in zip(a, b, strict=True))
+        rows.append(
+            (
+                name,
+                f"{statistics.median(a):.3f} ({min(a):.3f} to {max(a):.3f})",
+                f"{statistics.median(b):.3f} ({min(b):.3f} to {max(b):.3f})",
+                f"{ratio:.2f}",
+                f"{mine[-1][1] / 1e6:.2f} M",
+                f"{peer[-1][1] / 1e6:.2f} M",
+            )
+        )
+        print(rows[-1], flush=True)
+    columns = ("network", "secateurs (s)", "Torch-Pruning (s)", "ratio", "left, ours", "left, theirs")
+    print(
+        render(
+            f"median of {repeats} (smallest to largest), {torch.get_num_threads()} threads, "
+            f"torch {torch.__version__}, torch-pruning {tp.__version__}",
+            columns,
+            rows,
+        )
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,13 @@
+"""The command line: `secateurs inspect`, `secateurs prune`, `secateurs verify`."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command line on the arguments of this process."""
+    from .app import app
+
+    app(prog_name="secateurs")
+
+
+__all__ = ["main"]

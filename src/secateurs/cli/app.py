@@ -1,0 +1,100 @@
+"""The command group: what is common to every command, and how errors reach the user."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import SecateursError
+from .inspect import inspect_model
+from .prune import prune_model
+from .verify import verify_saved
+
+BROKEN, WRONG, UNEXPECTED, INTERRUPTED = 1, 2, 3, 130
+
+HELP = """
+Cut what a trained neural network does not need, and prove that the cut is clean.
+
+See what can be cut, prune to a budget, and check what was written:
+
+```
+secateurs inspect torchvision:resnet18
+secateurs prune run.toml
+secateurs verify runs/a my_model:build --input-shape 1,3,32,32
+```
+"""
+EPILOG = (
+    "Exit codes: 0 done; 1 the law of the cut is broken, or the budget was not met; "
+    "2 something given is wrong; 3 an unexpected error; 130 interrupted."
+)
+
+
+class Commands(TyperGroup):
+    """Commands whose errors are one line on stderr; the traceback is there for the asking."""
+
+    def main(self, args: Sequence[str] | None = None, *others: Any, **settings: Any) -> NoReturn:
+        given = list(sys.argv[1:] if args is None else args)
+        debug = "--debug" in given or os.environ.get("SECATEURS_DEBUG", "0") not in ("", "0")
+        # taken out here, so that it may stand anywhere: one adds it to the end of a failed command
+        given = [arg for arg in given if arg != "--debug"] or ["--help"]
+        settings["standalone_mode"] = False
+        try:
+            code = super().main(given, *others, **settings)
+        except typer.Abort:
+            code = INTERRUPTED
+        except (SecateursError, typer.TyperException) as error:
+            message = error.format_message() if isinstance(error, typer.TyperException) else error
+            code = _report(error, str(message), WRONG, debug)
+        except Exception as error:  # noqa: BLE001 - the last resort, and it is shown
+            again = "" if debug else "; run again with --debug to see where"
+            message = f"unexpected {type(error).__name__}: {error}{again}"
+            code = _report(error, message, UNEXPECTED, debug)
+        if code == INTERRUPTED:
+            typer.echo("interrupted", err=True)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: Exception, message: str, code: int, debug: bool) -> int:
+    if debug:
+        typer.echo("".join(traceback.format_exception(error)), err=True)
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    return code
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from .. import __version__
+
+        typer.echo(f"secateurs {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=Commands, help=HELP, epilog=EPILOG, add_completion=False, rich_markup_mode="markdown"
+)
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", help="Show the traceback of an error; so does SECATEURS_DEBUG=1. Anywhere."
+        ),
+    ] = False,
+) -> None:
+    """What every command knows; the help text is HELP."""
+
+
+app.command("inspect")(inspect_model)
+app.command("prune")(prune_model)
+app.command("verify")(verify_saved)

@@ -1,0 +1,158 @@
+"""MODEL: 'package.module:callable', 'torchvision:NAME' or 'timm:NAME', and what to feed it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, FileError, nearest
+from .objects import find, made, told
+
+if TYPE_CHECKING:
+    from torch import nn
+
+IMAGE = (1, 3, 224, 224)
+ZOOS = ("torchvision", "timm")
+
+
+def build(path: str, weights: Path | None = None, seed: int = 0) -> nn.Module:
+    """The model that MODEL names.
+
+    Args:
+        path: MODEL.
+        weights: a safetensors file of its whole state; else what it comes with (of torchvision
+            and timm: random weights).
+        seed: of random weights.
+
+    Raises:
+        ConfigError: there is no such model, or it cannot be made.
+        FileError: the weights are missing, or of another model.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    zoo, _, name = path.partition(":")
+    if zoo in ZOOS and name:
+        model = _from_torchvision(name) if zoo == "torchvision" else _from_timm(name)
+    else:
+        model = made_module(path)
+    if weights is not None:
+        _fill(model, path, weights)
+    return model
+
+
+def made_module(path: str) -> nn.Module:
+    """The module that 'package.module:name' is, or returns."""
+    from torch import nn
+
+    found = find(path, "model")
+    model = found if isinstance(found, nn.Module) else made(path, "model")
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise ConfigError(f"model {path!r} must be or return a torch.nn.Module, not {kind}")
+    return model
+
+
+def _zoo(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        raise ConfigError(f"{missing} is not installed; pip install {missing}") from error
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        # a torchvision built for another torch fails while it registers its C++ operators
+        raise ConfigError(
+            f"{name} cannot be imported: {told(error)}; torch and torchvision are of different "
+            "builds: install both from one index, for a CPU: pip install --force-reinstall torch "
+            "torchvision --index-url https://download.pytorch.org/whl/cpu"
+        ) from error
+
+
+def _from_torchvision(name: str) -> nn.Module:
+    zoo = _zoo("torchvision").models
+    known = zoo.list_models()
+    if name not in known:
+        raise ConfigError(f"torchvision has no model {name!r}{nearest(name, known)}")
+    return _made(lambda: zoo.get_model(name, weights=None), name)
+
+
+def _from_timm(name: str) -> nn.Module:
+    zoo = _zoo("timm")
+    if not zoo.is_model(name):
+        raise ConfigError(f"timm has no model {name!r}{nearest(name, zoo.list_models())}")
+    return _made(lambda: zoo.create_model(name, pretrained=False), name)
+
+
+def _made(make: Any, name: str) -> nn.Module:
+    try:
+        model: nn.Module = make()
+    except Exception as error:
+        raise ConfigError(f"model {name!r} cannot be made: {told(error)}") from error
+    return model
+
+
+def _fill(model: nn.Module, path: str, weights: Path) -> None:
+    import safetensors
+    from safetensors.torch import load_model
+
+    try:
+        load_model(model, weights)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise FileError(f"cannot read {weights} as safetensors: {error}") from error
+    except RuntimeError as error:
+        raise FileError(f"{weights} does not fit {path}: {told(error)}") from error
+
+
+# ---------------------------------------------------------------------- inputs
+def parse_shape(text: str) -> tuple[int, ...]:
+    """The shape that '1,3,224,224' spells.
+
+    Raises:
+        ConfigError: it is not whole numbers above 0, separated by commas.
+    """
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ConfigError(
+            f"the input shape {text!r} must be whole numbers above 0 with commas between them, "
+            "batch first, such as 1,3,224,224"
+        )
+    return shape
+
+
+def example_inputs(
+    path: str, model: nn.Module, shapes: Sequence[tuple[int, ...]], inputs: str | None
+) -> Any:
+    """What to run a model on: of the user's own making, or random numbers of given shapes.
+
+    Raises:
+        ConfigError: nothing says what the model takes.
+    """
+    import torch
+
+    if inputs is not None:
+        if shapes:
+            raise ConfigError("give the input shape or inputs, not both")
+        return made(inputs, "inputs")
+    draw = torch.Generator().manual_seed(0)
+    found = tuple(
+        torch.randn(shape, generator=draw) for shape in shapes or [_own_shape(path, model)]
+    )
+    return found[0] if len(found) == 1 else found
+
+
+def _own_shape(path: str, model: nn.Module) -> tuple[int, ...]:
+    zoo = path.partition(":")[0]
+    if zoo == "timm":
+        own = getattr(model, "pretrained_cfg", {}).get("input_size", IMAGE[1:])
+        return (1, *own)
+    if zoo == "torchvision":
+        return IMAGE
+    raise ConfigError(
+        f"nothing says what {path} takes; give --input-shape 1,3,224,224 (batch first), or "
+        "--inputs package.module:callable that returns example inputs"
+    )

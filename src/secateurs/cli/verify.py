@@ -1,0 +1,126 @@
+"""`secateurs verify`: the law of the cut on a saved result, and that its weights load and run."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import FileError, LawError, TraceError
+from . import flags
+from .models import build, example_inputs, parse_shape
+from .objects import importable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ..gates import Proof
+    from ..plan import Plan
+
+
+def verify_saved(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What `secateurs prune` or sc.save wrote.")
+    ],
+    model: flags.Model,
+    input_shape: flags.InputShape = None,
+    inputs: flags.Inputs = None,
+    weights: flags.Weights = None,
+    float64: Annotated[
+        bool,
+        typer.Option(
+            "--float64/--float32", help="The precision of the proof.", show_default="float64"
+        ),
+    ] = True,
+) -> None:
+    """Check a saved result against the original model, by the law of the cut.
+
+    The plan must fit the model; cutting must equal zeroing the removed units where they are
+    read; and the saved weights must load into the cut model, which must run. Exit code 1 if the
+    law is broken.
+
+    ```
+    secateurs verify runs/a my_model:build --input-shape 1,1,28,28
+    ```
+    """
+    import torch
+
+    importable([Path.cwd()])
+    plan = _plan(directory)
+    shapes = [parse_shape(text) for text in input_shape or ()]
+    network = build(model, weights)
+    plan.check(network)
+    dtype = torch.float64 if float64 else torch.float32
+    network = network.to(dtype)
+    example = _cast(example_inputs(model, network, shapes, inputs), dtype)
+    typer.echo(f"the plan fits {model}: {len(plan)} units in {len(plan.groups)} groups go")
+    try:
+        proof = _prove(network, plan, example)
+        typer.echo(proof)
+        _run_saved(directory, network, example, dtype)
+    except LawError as error:
+        typer.echo(f"the law of the cut is BROKEN: {error}")
+        raise typer.Exit(1) from error
+    except TraceError as error:
+        hint = "; if the model fixes its precision, try --float32" if float64 else ""
+        raise TraceError(f"{error}{hint}") from error
+    raise typer.Exit(0 if proof.holds else 1)
+
+
+def _plan(directory: Path) -> Plan:
+    from .. import Plan
+    from ..files.store import PLAN
+
+    if not (directory / PLAN).is_file():
+        raise FileError(
+            f"{directory} holds no {PLAN}; name the folder that prune wrote with --out, or sc.save"
+        )
+    return Plan.load(directory / PLAN)
+
+
+def _cast(inputs: Any, dtype: torch.dtype) -> Any:
+    """Example inputs with their floats in this precision."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    return pytree.tree_map_only(
+        torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs
+    )
+
+
+def _prove(network: nn.Module, plan: Plan, example: Any) -> Proof:
+    from .. import apply, verify
+
+    return verify(network, apply(network, plan), plan, example)
+
+
+def _run_saved(directory: Path, network: nn.Module, example: Any, dtype: torch.dtype) -> None:
+    """Load the saved weights into a copy of the original, and run it.
+
+    Raises:
+        LawError: it does not run, or gives values that are not finite.
+    """
+    import torch
+    from torch.utils import _pytree as pytree
+
+    from .. import load
+    from ..trace.record import as_call
+
+    small = load(directory, copy.deepcopy(network)).to(dtype).eval()
+    args, kwargs = as_call(example)
+    try:
+        with torch.no_grad():
+            given = small(*args, **kwargs)
+    except Exception as error:
+        raise LawError(
+            f"the saved network does not run: {type(error).__name__}: {error}"
+        ) from error
+    leaves = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)]
+    if not all(bool(torch.isfinite(leaf).all()) for leaf in leaves):
+        raise LawError("the saved network gives values that are not finite")
+    count = sum(p.numel() for p in small.parameters())
+    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
+    typer.echo(f"the saved weights load and run: {count:,} parameters, output {shapes}")
