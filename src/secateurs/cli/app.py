@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from ..errors import SecateursError
 from .inspect import inspect_model
+from .objects import told
 from .prune import prune_model
 from .verify import verify_saved
 
@@ -29,6 +30,8 @@ secateurs prune run.toml
 secateurs verify runs/a my_model:build --input-shape 1,3,32,32
 ```
 """
+# Click's own, which newer versions of Typer carry inside and older ones import
+CommandError: type[Exception] = typer.BadParameter.__mro__[2]
 EPILOG = (
     "Exit codes: 0 done; 1 the law of the cut is broken, or the budget was not met; "
     "2 something given is wrong; 3 an unexpected error; 130 interrupted."
@@ -48,12 +51,13 @@ class Commands(TyperGroup):
             code = super().main(given, *others, **settings)
         except typer.Abort:
             code = INTERRUPTED
-        except (SecateursError, typer.TyperException) as error:
-            message = error.format_message() if isinstance(error, typer.TyperException) else error
-            code = _report(error, str(message), WRONG, debug)
+        except SecateursError as error:
+            code = _report(error, str(error), WRONG, debug)
+        except CommandError as error:
+            code = _report(error, _usage(error), WRONG, debug)
         except Exception as error:  # noqa: BLE001 - the last resort, and it is shown
             again = "" if debug else "; run again with --debug to see where"
-            message = f"unexpected {type(error).__name__}: {error}{again}"
+            message = f"unexpected {told(error)}{again}"
             code = _report(error, message, UNEXPECTED, debug)
         if code == INTERRUPTED:
             typer.echo("interrupted", err=True)
@@ -65,6 +69,14 @@ def _report(error: Exception, message: str, code: int, debug: bool) -> int:
         typer.echo("".join(traceback.format_exception(error)), err=True)
     typer.echo(f"error: {' '.join(message.split())}", err=True)
     return code
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with the command line, and where its help is."""
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else "secateurs"
+    message = str(error.format_message()).rstrip(".")
+    return f"{message}{' ' if message.endswith('?') else '; '}see {where} --help"
 
 
 def _version(asked: bool) -> None:

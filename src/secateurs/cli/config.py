@@ -147,6 +147,9 @@ def make_config(file: Path | None, flags: Mapping[str, Any]) -> Config:
         FileError: the file cannot be read.
     """
     values = read_toml(file) if file is not None else {}
+    for name in SECTIONS:
+        if not isinstance(values.get(name, {}), dict):
+            raise ConfigError(f"{file}: {name!r} must be a section: write [{name}] above its keys")
     origin: dict[tuple[str, ...], str] = {}
     for name, given in flags.items():
         if not isinstance(given, Mapping):
@@ -154,10 +157,9 @@ def make_config(file: Path | None, flags: Mapping[str, Any]) -> Config:
                 values[name] = given
             continue
         own = {key: value for key, value in given.items() if value is not None}
-        below = values.get(name, {})
         # half a budget from a file and half from a flag would be a third one, that nobody chose
-        if isinstance(below, dict) and own:
-            values[name] = own if name == "budget" else {**below, **own}
+        if own:
+            values[name] = own if name == "budget" else {**values.get(name, {}), **own}
             origin |= {(name, key): _flag(name, key) for key in own}
     _complete(file, values)
     try:
@@ -179,15 +181,14 @@ def _complete(file: Path | None, values: Values) -> None:
             hint = nearest(name, Config.model_fields)
             hint = f"; it belongs in [{section}]" if section else hint
             raise ConfigError(f"{where}there is no key {name!r}{hint}")
-        for key in given if name in SECTIONS and isinstance(given, dict) else ():
+        for key in given if name in SECTIONS else ():
             if key not in SECTIONS[name].model_fields:
                 hint = nearest(key, SECTIONS[name].model_fields)
                 raise ConfigError(f"{where}[{name}] has no key {key!r}{hint}")
     for name, key in (("model", "path"), ("data", "train"), ("data", "loss")):
-        section = values.setdefault(name, {})
-        if isinstance(section, dict) and key not in section:
+        if key not in values.get(name, {}):
             raise ConfigError(f"{where}nothing says the {name}'s {key}: {_mend(name, key)}")
-    if not values.setdefault("budget", {}):
+    if not values.get("budget"):
         raise ConfigError(f"{where}nothing says the budget: give --budget macs=0.2, or [budget]")
     if "out" not in values:
         raise ConfigError(f"{where}nothing says where to write: give --out, or out = ... on top")
@@ -211,5 +212,5 @@ def _explain(error: Any, file: Path | None, origin: Mapping[tuple[str, ...], str
     else:
         name = f"[{at[0]}] {'.'.join(at[1:])}" if at[0] in SECTIONS and at[1:] else ".".join(at)
         where = name if file is None else f"{file}: {name}"
-    message = error["msg"][:1].lower() + error["msg"][1:]
-    return f"{where}: {message.replace('input should', 'it should')}, not {error['input']!r}"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
+    return f"{where}: {message}, not {error['input']!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import typer
 
@@ -90,13 +90,17 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parameter(name: str) -> inspect.Parameter:
     field = Options.model_fields[name]
-    several = get_origin(field.annotation) is tuple
-    kind: Any = list[str] if several else field.annotation
+    kind: Any = field.annotation
+    several = get_origin(kind) is tuple
     default = UNSET.get(name, "none" if several else field.default)
     # no default of its own: what is not given must not hide the value of the configuration
     text = f"{OPTIONS[name]} [default: {default}]"
+    # a choice is checked where the configuration is, with the same words
+    choices = "|".join(get_args(kind)) if get_origin(kind) is Literal else None
+    if choices or several:
+        kind = list[str] if several else str
     option = typer.Option(
-        help=text, metavar=METAVARS.get(name), rich_help_panel=r"How to prune, \[prune]"
+        help=text, metavar=METAVARS.get(name, choices), rich_help_panel=r"How to prune, \[prune]"
     )
     return inspect.Parameter(
         name,

@@ -64,7 +64,17 @@ def _record(model: str, graph: Graph, cost: dict[str, int]) -> dict[str, Any]:
         {"tensor": axis.tensor, "dim": axis.dim, "size": axis.size, "reason": axis.reason}
         for axis in graph.frozen
     ]
-    return {"model": model, "cost": cost, "groups": graph.records(), "frozen": axes}
+    groups = [
+        {
+            **record,
+            "why_inexact": group.why_inexact,
+            "writes": [str(member) for member in group.writes],
+            "reads": [str(member) for member in group.reads],
+            "carries": [str(member) for member in group.carries],
+        }
+        for record, group in zip(graph.records(), graph.groups, strict=True)
+    ]
+    return {"model": model, "cost": cost, "groups": groups, "frozen": axes}
 
 
 def _reasons(frozen: list[Frozen]) -> str:

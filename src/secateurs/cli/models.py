@@ -64,9 +64,9 @@ def _zoo(name: str) -> Any:
     except (ImportError, RuntimeError, AttributeError, OSError) as error:
         # a torchvision built for another torch fails while it registers its C++ operators
         raise ConfigError(
-            f"{name} cannot be imported: {told(error)}; torch and torchvision are of different "
-            "builds: install both from one index, for a CPU: pip install --force-reinstall torch "
-            "torchvision --index-url https://download.pytorch.org/whl/cpu"
+            f"{name} cannot be imported: {type(error).__name__}: {error}; torchvision seems to be "
+            "built for another torch: install both from one index, for a CPU: pip install "
+            "--force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu"
         ) from error
 
 
@@ -102,7 +102,7 @@ def _fill(model: nn.Module, path: str, weights: Path) -> None:
     except (OSError, safetensors.SafetensorError) as error:
         raise FileError(f"cannot read {weights} as safetensors: {error}") from error
     except RuntimeError as error:
-        raise FileError(f"{weights} does not fit {path}: {told(error)}") from error
+        raise FileError(f"{weights} does not fit {path}: {error}") from error
 
 
 # ---------------------------------------------------------------------- inputs

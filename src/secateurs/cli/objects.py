@@ -61,6 +61,18 @@ def _import(name: str, path: str, what: str) -> Any:
         raise ConfigError(f"{what} {path!r} cannot be imported: {told(error)}") from error
 
 
+def find_function(path: str, what: str) -> Callable[..., Any]:
+    """The function that 'package.module:name' names.
+
+    Raises:
+        ConfigError: see `find`; or it cannot be called.
+    """
+    function: Callable[..., Any] = find(path, what)
+    if not callable(function) or inspect.isclass(function):
+        raise ConfigError(f"{what} {path!r} must be a function, not {function!r}")
+    return function
+
+
 def made(path: str, what: str) -> Any:
     """What 'package.module:name' names, called without arguments if it can be called.
 
@@ -101,10 +113,7 @@ def find_loss(name: str) -> Callable[[Any, Any], Any]:
         ConfigError: there is none of this name.
     """
     if ":" in name:
-        loss: Callable[[Any, Any], Any] = find(name, "loss")
-        if not callable(loss) or inspect.isclass(loss):
-            raise ConfigError(f"loss {name!r} must be a function loss(output, target)")
-        return loss
+        return find_function(name, "loss")
     losses = _functional_losses()
     if name not in losses:
         raise ConfigError(

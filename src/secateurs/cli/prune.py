@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import ConfigError, FileError
 from . import flags
 from .config import Config, make_config
 from .models import ZOOS, build, example_inputs
-from .objects import find, find_loss, importable, made
+from .objects import find_function, find_loss, importable, made
 
 if TYPE_CHECKING:
     from ..process.result import PruneResult
@@ -65,9 +65,11 @@ def prune_model(
         typer.Option(help="What the metric is called. [default: metric]", rich_help_panel=DATA),
     ] = None,
     mode: Annotated[
-        Literal["max", "min"] | None,
+        str | None,
         typer.Option(
-            help="Whether more or less of it is better. [default: max]", rich_help_panel=DATA
+            metavar="max|min",
+            help="Whether more or less of it is better. [default: max]",
+            rich_help_panel=DATA,
         ),
     ] = None,
     budget: Annotated[
@@ -184,6 +186,7 @@ def _run(config: Config, *, resume: bool, progress: bool) -> PruneResult:
     from .. import prune
 
     data, how = config.data, config.prune
+    _writable(config.out)
     network = build(config.model.path, config.model.weights, how.seed)
     if config.model.weights is None and config.model.path.partition(":")[0] in ZOOS:
         typer.echo("note: the weights are random; --weights takes trained ones", err=True)
@@ -195,7 +198,7 @@ def _run(config: Config, *, resume: bool, progress: bool) -> PruneResult:
         loss=find_loss(data.loss),
         budget=config.budget.given,
         criterion=how.criterion,
-        evaluate=None if data.evaluate is None else find(data.evaluate, "evaluate"),
+        evaluate=None if data.evaluate is None else find_function(data.evaluate, "evaluate"),
         metric=data.metric,
         mode=data.mode,
         out=config.out,
@@ -203,6 +206,16 @@ def _run(config: Config, *, resume: bool, progress: bool) -> PruneResult:
         progress=progress,
         **how.options,
     )
+
+
+def _writable(folder: Path) -> None:
+    """Make the output directory now: hours later is too late to learn that it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"cannot write to {folder}: {error.strerror}; give another --out"
+        ) from error
 
 
 def _write(config: Config, result: PruneResult) -> None:
@@ -224,7 +237,7 @@ def _write(config: Config, result: PruneResult) -> None:
 def _verdict(config: Config, result: PruneResult) -> int:
     """The exit code, and what to do next where the run stopped short."""
     if result.stopped == "interrupted":
-        typer.echo(f"note: interrupted; go on with --resume --out {config.out}", err=True)
+        typer.echo("note: what is done is saved; go on with --resume", err=True)
         return 130
     if not result.proof.holds:
         return 1

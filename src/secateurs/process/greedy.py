@@ -23,6 +23,7 @@ from ..plan import Plan
 from ..ranking import choose, importance, moves, smallest
 from ..score import Loss, Objective, Scores, score
 from ..surgery.apply import apply
+from ..trace.record import evaluating
 from .checkpoint import NAME, Checkpoint
 from .interrupt import Interrupt
 from .options import Options, make_options
@@ -68,7 +69,8 @@ def prune(
         loss: loss(output, target) -> one value per example, or the mean over the examples.
         objective: objective(model, batch) -> the same, in place of `loss`.
         criterion: what decides which units go; see `secateurs.criteria`.
-        evaluate: evaluate(model) -> the metric, after every step.
+        evaluate: evaluate(model) -> the metric, after every step; called in eval mode, without
+            gradients.
         metric, mode: its name, and whether more ('max') or less ('min') is better.
         optimizer: parameters -> torch optimizer. SGD with momentum by default.
         scheduler: (optimizer, updates of the phase) -> scheduler, stepped after every update.
@@ -277,8 +279,7 @@ class _Run:
     # ------------------------------------------------------------------ keeping track
     def _record(self, units: dict[str, list[int]], loss: float, started: float) -> None:
         cost = Cost(trace(self.model, self.trainer.to_device(self.example_inputs)))
-        evaluate = self.hooks.evaluate
-        value = None if evaluate is None else float(evaluate(self.model))
+        value = self._evaluate()
         record = {
             "step": self.step,
             "removed": {name: len(indices) for name, indices in units.items()},
@@ -294,6 +295,12 @@ class _Run:
         self._show(cost)
         for callback in self.hooks.callbacks:
             callback(record, self.model)
+
+    def _evaluate(self) -> float | None:
+        if self.hooks.evaluate is None:
+            return None
+        with torch.no_grad(), evaluating(self.model):
+            return float(self.hooks.evaluate(self.model))
 
     def _show(self, cost: Cost) -> None:
         ways = [

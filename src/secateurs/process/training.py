@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
@@ -27,6 +29,19 @@ def seed_everything(*numbers: int) -> None:
     """Seed every generator from a tuple of numbers."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     set_seed(seed)
+
+
+@contextlib.contextmanager
+def _own_randomness(*numbers: int) -> Iterator[None]:
+    """Draw from a seed of one's own, and leave every generator as it was."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - loaders may use it
+    with torch.random.fork_rng():
+        seed_everything(*numbers)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
 
 
 class Stream:
@@ -58,8 +73,11 @@ class Stream:
 
     def _next(self) -> Any:
         if self._batches is None:
-            self._batches = self._open()
-        batch = next(self._batches, _END)
+            with _own_randomness(self.seed, 1, self.epoch):
+                self._batches = self._open()
+                batch = next(self._batches, _END)
+        else:
+            batch = next(self._batches, _END)
         if batch is _END:
             if self.index == 0:
                 raise DataError(
@@ -72,7 +90,6 @@ class Stream:
         return batch
 
     def _open(self) -> Iterator[Any]:
-        seed_everything(self.seed, 1, self.epoch)
         for holder in _samplers(self.loader):
             generator = getattr(holder, "generator", None)
             if isinstance(generator, torch.Generator):

@@ -1,0 +1,69 @@
+"""The networks of torchvision that the law is held on, built quickly."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from tests.support import randomise
+from torch import Tensor, nn
+
+ZOO = (
+    "vgg11_bn",
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "densenet121",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x1_0",
+    "efficientnet_b0",
+    "googlenet",
+    "convnext_tiny",
+    "regnet_y_400mf",
+    "squeezenet1_1",
+)
+
+
+def torchvision_models() -> Any:
+    """torchvision.models; its wheel for CUDA declares operations that a CPU build lacks."""
+    try:
+        import torchvision
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEPT.append(library)
+        import torchvision
+    return torchvision.models
+
+
+_KEPT: list[Any] = []
+
+
+@contextlib.contextmanager
+def no_init() -> Iterator[None]:
+    """Weights stay as allocated: they are drawn anew afterwards, which is faster."""
+    names = [n for n in dir(nn.init) if n.endswith("_") and not n.startswith("_")]
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(mock.patch.object(nn.init, name, lambda tensor, *_, **__: tensor))
+        yield
+
+
+def zoo_model(name: str, **options: Any) -> tuple[nn.Module, Tensor]:
+    """(model, a batch of two images) in float64, in eval mode, the same every time."""
+    if name == "googlenet":
+        options.setdefault("init_weights", False)
+    models = torchvision_models()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with no_init():
+            model = getattr(models, name)(weights=None, **options)
+        x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return randomise(model, weights=True).eval(), x
