@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import torch
@@ -58,7 +60,12 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
     return nn.functional.cross_entropy(output, target, reduction="none")
 
 
-def interrupt(model: nn.Module) -> float:
+def ctrl_c(model: nn.Module) -> float:
+    os.kill(os.getpid(), signal.SIGINT)
+    return 0.0
+
+
+def ctrl_c_at_once() -> nn.Module:
     raise KeyboardInterrupt
 
 

@@ -167,13 +167,29 @@ def test_every_parameter_axis_is_in_a_group_or_frozen_with_a_reason(name: str) -
 
 
 # What may be frozen in the zoo besides inputs, outputs and kernels: see DESIGN.md, trap 14.
-ORDINARY = {"input of the network", "output of the network", "kernel axis"}
+ORDINARY = {
+    "input of the network",
+    "output of the network",
+    "kernel axis",
+    "the traced run did not touch this parameter",  # GoogLeNet's auxiliary heads
+}
 
 
 @pytest.mark.parametrize("name", sorted({*ZOO} - {"shufflenet_v2_x1_0"}))
 def test_nothing_is_frozen_that_could_be_cut(name: str) -> None:
     unexpected = [str(f) for f in graph_of(name).frozen if f.reason not in ORDINARY]
     assert unexpected == []
+
+
+@pytest.mark.parametrize("name", ["residual", "squeeze_excite", "unet", "groupnorm", "cbam"])
+def test_the_layout_in_memory_does_not_matter(name: str) -> None:
+    model, x = network(name)
+    wanted = sc.trace(model, x)
+    found = sc.trace(
+        model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    )
+    assert found.records() == wanted.records()
+    assert found.frozen == wanted.frozen
 
 
 class Skips(nn.Module):

@@ -174,25 +174,33 @@ class Graph:
         for group in self.groups:
             if group.name == name:
                 return group
-        found = [g for g in self.groups if name in g.members or name in map(str, g.axes)]
-        written = [g for g in found if any(m.tensor.rpartition(".")[0] == name for m in g.writes)]
-        found = written or found
+        found = self._owners(name, "writes") or self._owners(name, "carries")
         if len(found) == 1:
-            log.info(
-                "%r is coupled with %s; the group is called %r",
-                name,
-                ", ".join(m for m in found[0].members if m != name),
-                found[0].name,
-            )
+            others = ", ".join(m for m in found[0].members if m != name)
+            log.info("%r is coupled with %s; the group is %r", name, others, found[0].name)
             return found[0]
         if found:
             names = ", ".join(repr(g.name) for g in found)
             raise PlanError(f"module {name!r} belongs to several groups: {names}; name one of them")
         frozen = [f for f in self.frozen if f.tensor.rpartition(".")[0] == name]
-        if frozen:
-            raise PlanError(f"module {name!r} cannot be cut: {frozen[0]}")
+        read = [repr(g.name) for g in self._owners(name, "reads")]
+        if frozen or read:
+            why = str(frozen[0]) if frozen else "nothing reads what it makes"
+            hint = f"; it only reads {', '.join(read)}" if read else ""
+            raise PlanError(f"module {name!r} cannot be cut: {why}{hint}")
         known = [g.name for g in self.groups] + [m for g in self.groups for m in g.members]
         raise PlanError(f"no group is called {name!r}{nearest(name, known)}")
+
+    def _owners(self, module: str, role: str) -> list[Group]:
+        """The groups in which a module, or one of its tensors, has this role."""
+        return [
+            g
+            for g in self.groups
+            if any(
+                module in (m.tensor.rpartition(".")[0], m.tensor, f"{m.tensor}[{m.dim}]")
+                for m in getattr(g, role)
+            )
+        ]
 
     # ------------------------------------------------------------------ plans
     def plan(self, units: Mapping[str, Iterable[int]]) -> Plan:
@@ -257,8 +265,9 @@ class Graph:
         distinct = {id(f): f.labels for _, _, axis in slots for f in leaves(axis)}
         seen = [labels for labels in distinct.values() if labels is not None]
         classes = np.unique(resolved.root[np.concatenate(seen)]) if seen else np.zeros(0, int)
-        todo = classes.tolist()
-        base = set()
+        product = np.isin(classes, np.fromiter(resolved.products, dtype=np.int64))
+        base = set(classes[~product & ~resolved.frozen[classes]].tolist())
+        todo = classes[product].tolist()
         while todo:
             cls = todo.pop()
             if cls in resolved.products:
@@ -315,10 +324,13 @@ class Graph:
         where, which = [], []
         for d, part in enumerate(parts):
             positions, units = self.incidence(part)
+            if not len(positions):
+                continue
             lines = np.moveaxis(everywhere, d, 0)[positions].reshape(len(positions), -1)
             where.append(lines.ravel())
             which.append(np.repeat(units, lines.shape[1]))
-        return np.concatenate(where), np.concatenate(which)
+        none = [np.zeros(0, dtype=np.int64)]
+        return np.concatenate(where or none), np.concatenate(which or none)
 
     def _slot_counts(self, axis: Axis) -> list[tuple[Ints, int]]:
         """(units in order of position, slices per unit) for each family on an axis."""
@@ -407,13 +419,15 @@ class Graph:
             owners = np.unique(merged[self.group_of[uneven]])
             merged[np.isin(merged, owners)] = owners[0]
         self._merge(merged)
-        for group in self.groups:
+        for group in self.groups if cells else ():
             own = [tuple(cells.get(unit, ())) for unit in group.units.tolist()]
             if any(own):
                 kinds = {cell: i for i, cell in enumerate(sorted(set(own)))}
                 group.balance = np.array([kinds[cell] for cell in own])
                 if not _sufficient(kinds):
                     spoiled[int(group.units[0])] = "its balance constraints overlap only in part"
+                elif min(map(len, group.blocks())) == 1:
+                    spoiled[int(group.units[0])] = "equal counts must go from blocks of one unit"
         if spoiled:
             given_up = {int(self.group_of[unit]): reason for unit, reason in spoiled.items()}
             self._freeze_groups(given_up)
@@ -475,6 +489,11 @@ class Graph:
                         role = roles.get((name, dim), "carries")
                         getattr(self.groups[number], role).append(Member(name, dim, count))
             self._describe_frozen(name, dim, axis)
+        program = self.analysis.program
+        for name, shape in program.parameters.items():
+            if name not in program.tensors:
+                reason = "the traced run did not touch this parameter"
+                self.frozen += [Frozen(name, d, n, reason) for d, n in enumerate(shape) if n > 1]
 
     def _describe_frozen(self, name: str, dim: int, axis: Axis) -> None:
         parts = leaves(axis)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .atomic import read_text, write_text
 from .errors import FileError, PlanError
 from .surgery.mend import Literal, mend
 from .trace.labels import Ints, leaves
@@ -19,8 +20,6 @@ from .trace.record import model_tensors
 
 if TYPE_CHECKING:
     from .groups import Graph, Group, Selection
-
-FORMAT = "secateurs.plan/1"
 
 
 def complement(indices: Sequence[int] | Ints, size: int) -> Ints:
@@ -55,7 +54,8 @@ class Slices:
         >>> Slices((2, 3), {1: [[0]]}).cut(torch.arange(6).reshape(2, 3)).tolist()
         [[1, 2], [4, 5]]
         """
-        for dim in sorted(self.removed):  # rows first: whole rows are cheap to drop
+        # Blocks are runs of the original rows; then rows, as whole rows are cheap to drop.
+        for dim in sorted(self.removed, key=lambda d: (len(self.removed[d]) == 1, d)):
             blocks = self.keep(dim)
             if len(blocks) == 1:
                 index = torch.from_numpy(blocks[0]).to(tensor.device)
@@ -169,8 +169,9 @@ class Plan:
 
     # ------------------------------------------------------------------ plain data
     def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data: dicts, lists, strings and integers."""
         return {
-            "format": FORMAT,
+            "format": "secateurs.plan/1",
             "groups": self.groups,
             "sizes": self.sizes,
             "exact": self.exact,
@@ -192,29 +193,20 @@ class Plan:
         Raises:
             FileError: the data is not a plan.
         """
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise FileError(f"this is not a plan: it does not say format {FORMAT!r}")
-        try:
-            tensors = {
-                str(name): Slices(
-                    tuple(map(int, entry["shape"])),
-                    {
-                        int(dim): [[int(i) for i in block] for block in blocks]
-                        for dim, blocks in entry["removed"].items()
-                    },
-                )
-                for name, entry in data["tensors"].items()
-            }
-            plan = cls(
-                {str(g): [int(i) for i in idx] for g, idx in data["groups"].items()},
-                {str(g): int(n) for g, n in data["sizes"].items()},
-                tensors,
-                {str(a): (int(o), int(n)) for a, (o, n) in data["attributes"].items()},
-                tuple(Literal.from_list(item) for item in data["literals"]),
-                bool(data["exact"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise FileError(f"the plan is malformed: {error!r}") from error
+        from .plan_schema import parse
+
+        parsed = parse(data)
+        plan = cls(
+            parsed.groups,
+            parsed.sizes,
+            {
+                name: Slices(tuple(entry.shape), {int(d): b for d, b in entry.removed.items()})
+                for name, entry in parsed.tensors.items()
+            },
+            parsed.attributes,
+            tuple(Literal(*item) for item in parsed.literals),
+            parsed.exact,
+        )
         plan._check_indices()
         return plan
 
@@ -233,12 +225,20 @@ class Plan:
             size = self.sizes.get(name, -1)
             if len(set(indices)) != len(indices) or not all(0 <= i < size for i in indices):
                 raise FileError(f"the plan is malformed: bad units for group {name!r}")
+        if bool(self.groups) != bool(self.tensors):
+            raise FileError("the plan is malformed: its groups and its tensors do not agree")
 
     def to_json(self) -> str:
+        """The plan as JSON text; `from_json` reads it back."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            FileError: the text is not a plan.
+        """
         try:
             return cls.from_dict(json.loads(text))
         except (json.JSONDecodeError, RecursionError) as error:
@@ -246,8 +246,6 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
-        from .files.atomic import write_text
-
         write_text(path, self.to_json())
 
     @classmethod
@@ -257,9 +255,19 @@ class Plan:
         Raises:
             FileError: the file is missing, truncated or not a plan.
         """
-        from .files.atomic import read_text
-
         return cls.from_json(read_text(path))
+
+
+def _axis_size(slices: Slices, dim: int, *, cut: bool = False) -> int:
+    """How long the axis along a dimension is; over all its blocks."""
+    return (slices.new_shape if cut else slices.shape)[dim] * len(slices.removed[dim])
+
+
+def _whole(value: object) -> int:
+    """A number of a file, as it stands: 1.5, "1" and true are no integers."""
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is not an integer")
+    return value
 
 
 def _numel(slices: Slices) -> int:
@@ -269,8 +277,14 @@ def _numel(slices: Slices) -> int:
 # ---------------------------------------------------------------------- making plans
 def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
     """See `Graph.plan`."""
+    if not isinstance(units, Mapping):
+        raise PlanError(f"units must be a dict of group -> indices, not {type(units).__name__}")
     chosen: dict[str, list[int]] = {}
     for name, indices in units.items():
+        if not isinstance(name, str):
+            raise PlanError(f"a group is named by a string, not {name!r}")
+        if not isinstance(indices, Iterable):
+            raise PlanError(f"the units of group {name!r} must be a list, not {indices!r}")
         group = graph[name]
         chosen[group.name] = [*chosen.get(group.name, []), *_as_indices(group, indices)]
     chosen = {name: sorted(indices) for name, indices in chosen.items() if indices}
@@ -278,11 +292,17 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
         _check_units(graph[name], indices)
     selection = graph.select(chosen)
     _check_axes(graph, selection)
-    attributes, literals = mend(graph.analysis, selection)
+    slices = _slices(graph, selection)
+    shapes = {
+        (name, dim): (_axis_size(own, dim), _axis_size(own, dim, cut=True))
+        for name, own in slices.items()
+        for dim in own.removed
+    }
+    attributes, literals = mend(graph.analysis, selection, shapes)
     return Plan(
         chosen,
         {name: graph[name].size for name in chosen},
-        _slices(graph, selection),
+        slices,
         {str(attribute): pair for attribute, pair in attributes.items()},
         tuple(literals),
         all(graph[name].exact for name in chosen),

@@ -56,6 +56,7 @@ class Scores:
         return iter(self.values)
 
     def to_dict(self) -> dict[str, Any]:
+        """The scores as plain data."""
         values = {name: array.tolist() for name, array in self.values.items()}
         return {
             "criterion": self.criterion,
@@ -185,7 +186,9 @@ class _Watched:
         if kwargs and args:
             raise DataError("call the model with positional or with keyword arguments, not both")
         inputs = input_tensors(call)
-        key = tuple((tuple(t.shape), t.dtype) for t in inputs)
+        leaves, spec = pytree.tree_flatten(call)
+        told = [(t.shape, t.dtype) if isinstance(t, Tensor) else repr(t) for t in leaves]
+        key = (str(spec), *told)  # a recording bakes in all that is no tensor
         if key not in self._shapes:
             self._shapes[key] = _Shape(self._model, call, self._names)
         shape = self._shapes[key]

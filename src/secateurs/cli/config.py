@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..errors import ConfigError, nearest
-from ..files.atomic import read_text
+from ..atomic import read_text
 from ..process.options import Options
 from .models import parse_shape
 

@@ -186,19 +186,22 @@ def _run(config: Config, *, resume: bool, progress: bool) -> PruneResult:
     from .. import prune
 
     data, how = config.data, config.prune
-    _writable(config.out)
     network = build(config.model.path, config.model.weights, how.seed)
     if config.model.weights is None and config.model.path.partition(":")[0] in ZOOS:
         typer.echo("note: the weights are random; --weights takes trained ones", err=True)
     shapes = config.model.input_shape
+    inputs = example_inputs(config.model.path, network, shapes, config.model.inputs)
+    train, loss = made(data.train, "train"), find_loss(data.loss)
+    evaluate = None if data.evaluate is None else find_function(data.evaluate, "evaluate")
+    _writable(config.out)
     return prune(
         network,
-        example_inputs(config.model.path, network, shapes, config.model.inputs),
-        train=made(data.train, "train"),
-        loss=find_loss(data.loss),
+        inputs,
+        train=train,
+        loss=loss,
         budget=config.budget.given,
         criterion=how.criterion,
-        evaluate=None if data.evaluate is None else find_function(data.evaluate, "evaluate"),
+        evaluate=evaluate,
         metric=data.metric,
         mode=data.mode,
         out=config.out,
@@ -219,7 +222,7 @@ def _writable(folder: Path) -> None:
 
 
 def _write(config: Config, result: PruneResult) -> None:
-    from ..files.atomic import write_text
+    from ..atomic import write_text
     from ..files.store import HISTORY, PLAN, WEIGHTS
 
     folder = result.save(config.out)

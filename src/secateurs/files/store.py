@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import FileError
 from ..plan import Plan
 from ..surgery.apply import apply
-from .atomic import write_text, write_with
+from ..atomic import write_text, write_with
 
 M = TypeVar("M", bound=nn.Module)
 

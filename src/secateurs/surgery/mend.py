@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dis
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any, TypeAlias
@@ -22,6 +22,7 @@ from ..trace.sizes import Cut, stated_sizes, states_sizes
 from ..trace.tagged import Attribute, Size, Source, TaggedInt, evaluate, leaves_of
 
 Equation: TypeAlias = tuple[Source, int, Call]
+Axes: TypeAlias = Mapping[tuple[str, int], tuple[int, int]]
 
 # Attributes that describe a weight's axes to a reader, by the role of the axis that they describe.
 _DESCRIBES = {
@@ -51,23 +52,23 @@ class Literal:
     def to_list(self) -> list[Any]:
         return [self.module, self.method, self.old, self.new]
 
-    @classmethod
-    def from_list(cls, data: Any) -> Literal:
-        module, method, old, new = data
-        if not isinstance(module, str) or not isinstance(method, str):
-            raise TypeError("a literal names a module and a method")
-        return cls(module, method, int(old), int(new))
 
-
-def mend(analysis: Analysis, cut: Cut) -> tuple[dict[Attribute, tuple[int, int]], list[Literal]]:
+def mend(
+    analysis: Analysis, cut: Cut, axes: Axes
+) -> tuple[dict[Attribute, tuple[int, int]], list[Literal]]:
     """The attributes and literals that a cut changes: attribute -> (before, after).
+
+    Args:
+        analysis: of the uncut network.
+        cut: what goes.
+        axes: (tensor, dim) -> the size of every axis that is cut, before and after.
 
     Raises:
         MendError: a size is fixed by something that cannot be rewritten.
     """
     solved, literals = solve(analysis, cut, sized_nodes(analysis))
     before = analysis.program.attributes
-    after = {**_descriptions(analysis, cut), **solved}
+    after = {**_descriptions(analysis, axes), **solved}
     changed = {a: (before[a], n) for a, n in after.items() if before[a] != n}
     return changed, literals
 
@@ -201,22 +202,16 @@ def _check_literal(analysis: Analysis, literal: Literal, sites: set[int]) -> Non
                 )
 
 
-def _descriptions(analysis: Analysis, cut: Cut) -> dict[Attribute, int]:
+def _descriptions(analysis: Analysis, axes: Axes) -> dict[Attribute, int]:
     """Attributes that no function was given but that tell a reader the size of a weight."""
     owned: dict[str, list[Attribute]] = {}
     for attribute in analysis.program.attributes:
         if attribute.index is None:
             owned.setdefault(attribute.module, []).append(attribute)
     out: dict[Attribute, int] = {}
-    for name, ident in analysis.program.tensors.items():
-        module = name.rpartition(".")[0]
-        for dim, axis in enumerate(analysis.tensor_axes(name, ident)):
-            old = len(cut.removed(axis))
-            new = cut.size(axis)
-            if new == old:
-                continue
-            pattern = _DESCRIBES[analysis.roles.get((name, dim), "carries")]
-            for attribute in owned.get(module, ()):
-                if analysis.program.attributes[attribute] == old and pattern.match(attribute.name):
-                    out[attribute] = new
+    for (name, dim), (old, new) in axes.items():
+        pattern = _DESCRIBES[analysis.roles.get((name, dim), "carries")]
+        for attribute in owned.get(name.rpartition(".")[0], ()):
+            if analysis.program.attributes[attribute] == old and pattern.match(attribute.name):
+                out[attribute] = new
     return out

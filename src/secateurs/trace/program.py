@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any, TypeAlias
@@ -14,7 +14,7 @@ from ..errors import TraceError
 from .tagged import Attribute
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Ref:
     """A reference to value number `id` of a program."""
 
@@ -57,7 +57,7 @@ class Node:
         return str(self.op.overloadpacket).replace("aten.", "")
 
 
-@dataclass
+@dataclass(slots=True)
 class Value:
     """A tensor of the program: its shape and whether it depends on the inputs."""
 
@@ -174,12 +174,3 @@ def fill(arg: Any, env: Mapping[int, torch.Tensor]) -> Any:
     if isinstance(arg, list):
         return [fill(item, env) for item in arg]
     return arg
-
-
-def refs(arg: Any) -> Iterator[int]:
-    """The value ids that an argument refers to."""
-    if isinstance(arg, Ref):
-        yield arg.id
-    elif isinstance(arg, (list, tuple)):
-        for item in arg:
-            yield from refs(item)

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
-from .program import Call, Node, Program, Ref, Value, refs
+from .program import Call, Node, Program, Ref, Value
 from .shadow import META, Shadow
 from .tagged import Attribute, Size, TaggedInt
 
@@ -49,6 +49,20 @@ def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
                 if isinstance(tensor, torch.Tensor):
                     out[prefix + name] = tensor
     return out
+
+
+_AS_STRIDED = (aten.as_strided.default, aten.as_strided_.default)
+
+
+def _as_it_is(
+    tensor: torch.Tensor, size: Any, stride: Any, storage_offset: int | None = None
+) -> bool:
+    """Whether as_strided gives the tensor itself: pooling ends so on channels-last images."""
+    return (
+        storage_offset in (None, tensor.storage_offset())
+        and tuple(size) == tuple(tensor.shape)
+        and all(n == 1 or a == b for n, a, b in zip(size, stride, tensor.stride(), strict=True))
+    )
 
 
 class _Dispatch(TorchDispatchMode):
@@ -138,7 +152,7 @@ class Recorder:
                     del ids[key]
 
             ids[key] = (weakref.ref(tensor, forget), ident)
-        with contextlib.suppress(RuntimeError, NotImplementedError):
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # not every tensor has one
             self._storage[ident] = tensor.untyped_storage()._cdata
         return ident
 
@@ -155,11 +169,13 @@ class Recorder:
             self.program.constants[ident] = tensor
         return ident
 
-    def reference(self, arg: Any) -> Any:
+    def reference(self, arg: Any, found: list[int]) -> Any:
+        """An argument with its tensors as references, which are added to `found`."""
         if isinstance(arg, torch.Tensor):
-            return Ref(self.value(arg))
+            found.append(self.value(arg))
+            return Ref(found[-1])
         if type(arg) in (list, tuple):
-            return [self.reference(item) for item in arg]
+            return [self.reference(item, found) for item in arg]
         if isinstance(arg, torch.device) and arg == META:
             return self.device
         return int(arg) if isinstance(arg, TaggedInt) else arg
@@ -167,14 +183,20 @@ class Recorder:
     # ------------------------------------------------------------------ operations
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Execute one operation and record it."""
-        noted = tuple(self.reference(arg) for arg in args)
-        noted_kwargs = {key: self.reference(arg) for key, arg in kwargs.items()}
+        if func in _AS_STRIDED and _as_it_is(*args, **kwargs):
+            if func is aten.as_strided_.default:
+                return args[0]
+            func, args, kwargs = aten.alias.default, args[:1], {}
+        found: list[int] = []
+        noted = tuple([self.reference(arg, found) for arg in args])
+        noted_kwargs = {key: self.reference(arg, found) for key, arg in kwargs.items()}
         if self.shadow is not None:
             result = self.shadow.run(func, args, kwargs)
         else:
             result = func(*args, **kwargs)
-        inputs = tuple(refs((noted, tuple(noted_kwargs.values()))))
-        live = any(self.program.values[ident].live for ident in inputs)
+        inputs = tuple(found)
+        values = self.program.values
+        live = any(values[ident].live for ident in inputs)
         multiple = isinstance(result, (tuple, list))
         outputs = tuple(
             self.bind(out, live) if isinstance(out, torch.Tensor) else None
@@ -301,6 +323,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
     modes = [module for module in model.modules() if module.training]
+    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     try:
         for module in modes:
             module.training = False
@@ -308,6 +331,8 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in modes:
             module.training = True
+        for held, before in buffers:
+            held.update(before)
 
 
 @contextlib.contextmanager
@@ -397,14 +422,20 @@ def _run(model: nn.Module, recorder: Recorder, call: Any) -> Program:
     return program
 
 
-def _why(
-    model: nn.Module, recorder: Recorder, inputs: list[torch.Tensor], error: Exception
-) -> str:
+def _raised_in(recorder: Recorder, error: Exception) -> str:
+    """The path of the innermost module in whose code an error was raised."""
+    where, frame = "", error.__traceback__
+    while frame is not None:
+        where = recorder.paths.get(id(frame.tb_frame.f_locals.get("self")), "") or where
+        frame = frame.tb_next
+    return where
+
+
+def _why(model: nn.Module, recorder: Recorder, inputs: list[torch.Tensor], error: Exception) -> str:
     """A message for a forward that raised: where, and the likely mend."""
-    where = recorder.stack[-1] or type(model).__name__
+    where = _raised_in(recorder, error) or type(model).__name__
     given = ", ".join(
-        f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')} on {t.device}"
-        for t in inputs
+        f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')} on {t.device}" for t in inputs
     )
     own = next(iter(model.parameters()), None)
     hint = ""
