@@ -224,16 +224,17 @@ def test_an_operation_without_a_rule_freezes_by_name() -> None:
 
 
 # ---------------------------------------------------------------------- looking up
-def test_any_member_names_its_group_and_the_log_says_so(
+def test_any_member_that_makes_or_passes_on_the_units_names_the_group(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     graph = graph_of("residual")
     with caplog.at_level(logging.INFO, "secateurs"):
         assert graph["norm"] is graph["stem"]
-    assert "'norm' is coupled with stem" in caplog.text
+    assert "'norm' is coupled with stem, b" in caplog.text
     assert graph["b"] is graph["stem"]  # it writes there, and reads another group
     assert graph["stem.weight[0]"] is graph["stem"]
-    assert graph["head"] is graph["stem"]  # it only reads
+    with pytest.raises(PlanError, match="'head' cannot be cut.*only reads 'stem'"):
+        graph["head"]  # its own outputs are meant, and they are fixed
 
 
 @pytest.mark.parametrize(

@@ -111,17 +111,18 @@ def gate(graph: Graph, selection: Selection) -> dict[int, Intercept]:
     for read in graph.analysis.reads:
         removed = selection.removed(read.axis)
         if removed.any():
-            by_node.setdefault(read.position, []).append((read, ~removed))
+            by_node.setdefault(read.position, []).append((read, removed))
     return {position: _gated(gates) for position, gates in by_node.items()}
 
 
 def _gated(gates: list[tuple[Read, Any]]) -> Intercept:
     def intercept(args: list[Any]) -> list[Any]:
-        for read, kept in gates:
+        for read, removed in gates:
             x = args[read.arg]
             shape = [1] * x.dim()
             shape[read.dim] = -1
-            args[read.arg] = x * torch.from_numpy(kept).to(x).reshape(shape)
+            mask = torch.from_numpy(removed).to(x.device).reshape(shape)
+            args[read.arg] = x.masked_fill(mask, 0)  # zero even where x is infinite
         return args
 
     return intercept

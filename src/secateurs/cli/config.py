@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..errors import ConfigError, nearest
 from ..atomic import read_text
+from ..errors import ConfigError, nearest
 from ..process.options import Options
 from .models import parse_shape
 

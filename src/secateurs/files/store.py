@@ -12,10 +12,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from ..atomic import write_text, write_with
 from ..errors import FileError
 from ..plan import Plan
 from ..surgery.apply import apply
-from ..atomic import write_text, write_with
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -94,11 +94,14 @@ class Program:
         return [leaf.id for leaf in pytree.tree_leaves(self.outputs) if isinstance(leaf, Ref)]
 
     def prune_dead(self) -> None:
-        """Drop every operation that no output depends on."""
+        """Drop every operation that no output depends on.
+
+        One that still works in place is kept: what it changes may be seen under another name.
+        """
         wanted = set(self.output_ids())
         kept = []
         for node in reversed(self.nodes):
-            if any(out in wanted for out in node.outputs):
+            if any(out in wanted for out in node.outputs) or node.op._schema.is_mutable:
                 kept.append(node)
                 wanted.update(node.inputs)
         self.nodes = kept[::-1]

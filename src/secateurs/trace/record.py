@@ -165,6 +165,8 @@ class Recorder:
         name = self.names.get(id(tensor))
         if name is not None:
             self.program.tensors[name] = ident
+        elif self.shadow is not None and tensor.is_meta:
+            raise TraceError("a constant was made on the device of a shadow; its values are lost")
         else:
             self.program.constants[ident] = tensor
         return ident
@@ -252,7 +254,8 @@ class Recorder:
                 call.owner = self.paths.get(id(owner)) if owner is not None else None
                 if call.owner is not None:
                     method = getattr(owner, frame.f_code.co_name, None)
-                    if getattr(method, "__code__", None) is frame.f_code:
+                    bound = getattr(method, "__func__", None)  # not a function in an attribute
+                    if getattr(bound, "__code__", None) is frame.f_code:
                         key = (call.owner, frame.f_code)
                         self.program.methods[key] = frame.f_code.co_name
         return call

@@ -219,7 +219,17 @@ def _select(analysis: Analysis, node: Node) -> list[Axes]:
     return [[*axes[:dim], *axes[dim + 1 :]] for _ in node.outputs]
 
 
-@rule("flip", "roll", "constant_pad_nd", "repeat", "unfold", "diagonal", "diagonal_copy")
+@rule("roll")
+def _roll(analysis: Analysis, node: Node) -> list[Axes]:
+    """How far an axis must be rolled after a cut depends on which of its units go."""
+    axes = analysis.arg_axes(node)
+    dims = node.args[2] if len(node.args) > 2 and node.args[2] else range(len(axes))
+    for d in dims:
+        analysis.labels.freeze(axes[d], "rolled by a fixed number")
+    return [axes]
+
+
+@rule("flip", "constant_pad_nd", "repeat", "unfold", "diagonal", "diagonal_copy")
 def _probe(analysis: Analysis, node: Node) -> list[Axes]:
     """Any movement within one tensor: run the operation on the indices of one axis at a time."""
     ident = node.inputs[0]
