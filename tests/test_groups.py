@@ -233,7 +233,7 @@ def test_any_member_that_makes_or_passes_on_the_units_names_the_group(
     assert "'norm' is coupled with stem, b" in caplog.text
     assert graph["b"] is graph["stem"]  # it writes there, and reads another group
     assert graph["stem.weight[0]"] is graph["stem"]
-    with pytest.raises(PlanError, match="'head' cannot be cut.*only reads 'stem'"):
+    with pytest.raises(PlanError, match=r"'head' cannot be cut.*only reads 'stem'"):
         graph["head"]  # its own outputs are meant, and they are fixed
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, FileError, nearest
-from .objects import find, made, told
+from .objects import called, find, made
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,28 +32,28 @@ def build(path: str, weights: Path | None = None, seed: int = 0) -> nn.Module:
         FileError: the weights are missing, or of another model.
     """
     import torch
+    from torch import nn
 
+    make = _maker(path)
+    # only now: what importing the module draws must not matter, it is imported only once
     torch.manual_seed(seed)
-    zoo, _, name = path.partition(":")
-    if zoo in ZOOS and name:
-        model = _from_torchvision(name) if zoo == "torchvision" else _from_timm(name)
-    else:
-        model = made_module(path)
+    model = make if isinstance(make, nn.Module) else called(make, path, "model")
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise ConfigError(f"model {path!r} must be or return a torch.nn.Module, not {kind}")
     if weights is not None:
         _fill(model, path, weights)
     return model
 
 
-def made_module(path: str) -> nn.Module:
-    """The module that 'package.module:name' is, or returns."""
-    from torch import nn
-
-    found = find(path, "model")
-    model = found if isinstance(found, nn.Module) else made(path, "model")
-    if not isinstance(model, nn.Module):
-        kind = type(model).__name__
-        raise ConfigError(f"model {path!r} must be or return a torch.nn.Module, not {kind}")
-    return model
+def _maker(path: str) -> Any:
+    """What makes the model that MODEL names, or the model itself."""
+    zoo, _, name = path.partition(":")
+    if zoo == "torchvision" and name:
+        return _from_torchvision(name)
+    if zoo == "timm" and name:
+        return _from_timm(name)
+    return find(path, "model")
 
 
 def _zoo(name: str) -> Any:
@@ -70,27 +71,19 @@ def _zoo(name: str) -> Any:
         ) from error
 
 
-def _from_torchvision(name: str) -> nn.Module:
+def _from_torchvision(name: str) -> Callable[[], Any]:
     zoo = _zoo("torchvision").models
     known = zoo.list_models()
     if name not in known:
         raise ConfigError(f"torchvision has no model {name!r}{nearest(name, known)}")
-    return _made(lambda: zoo.get_model(name, weights=None), name)
+    return functools.partial(zoo.get_model, name, weights=None)
 
 
-def _from_timm(name: str) -> nn.Module:
+def _from_timm(name: str) -> Callable[[], Any]:
     zoo = _zoo("timm")
     if not zoo.is_model(name):
         raise ConfigError(f"timm has no model {name!r}{nearest(name, zoo.list_models())}")
-    return _made(lambda: zoo.create_model(name, pretrained=False), name)
-
-
-def _made(make: Any, name: str) -> nn.Module:
-    try:
-        model: nn.Module = make()
-    except Exception as error:
-        raise ConfigError(f"model {name!r} cannot be made: {told(error)}") from error
-    return model
+    return functools.partial(zoo.create_model, name, pretrained=False)
 
 
 def _fill(model: nn.Module, path: str, weights: Path) -> None:

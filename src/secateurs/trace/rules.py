@@ -242,8 +242,9 @@ def _probe(analysis: Analysis, node: Node) -> list[Axes]:
         moved = _run_on_indices(node, shape, d)
         for e, n in enumerate(target):
             lines = moved.movedim(e, 0).reshape(n, -1)
-            if n > 1 and bool((lines == lines[:, :1]).all()):
-                out[e] = analysis.labels.gather(axis, lines[:, 0].numpy().astype(np.int64))
+            held = lines.amax(1)  # −1 marks padding, which belongs to whatever slice it is in
+            if n > 1 and bool(((lines == held[:, None]) | (lines == -1)).all()):
+                out[e] = analysis.labels.gather(axis, held.numpy())
                 break
         else:
             analysis.labels.freeze(axis, f"scattered over several axes by {op_name(node.op)}")
