@@ -115,11 +115,33 @@ class SlicedByAFunction(Base):
     three = 3
 
 
+class SizedByAnother(Base):
+    """A size is taken from a tensor whose channels are other ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.out(self.same(y).flatten(2).reshape(y.shape))
+
+
+class SizedBySelf(Base):
+    """Every size is taken from the very tensor, by shape, by size and by a product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        n, c, h, w = x.shape
+        x = x.view(n, c, h * w).transpose(1, 2).reshape(n, h, w, c)
+        return self.out(x.permute(0, 3, 1, 2).reshape(x.size(0), x.shape[-1], h, -1))
+
+
 def first_three(x: Tensor) -> Tensor:
     return x[:, :3] * 2
 
 
-ODDITIES = (
+ODDITIES = (SizedByAnother, SizedBySelf,
     ChangedThroughAView, FilledIn, Standardised, Rolled, Picked, Functional, GroupedAfterGroups,
     Convoluted, SlicedByAFunction,
 )  # fmt: skip

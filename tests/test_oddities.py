@@ -88,3 +88,8 @@ def test_a_grouped_kernel_that_becomes_depthwise_composes() -> None:
     twice = sc.apply(once, second)
     direct = sc.apply(model, sc.Plan.from_json(first.then(second).to_json()))
     assert relative_error(call(twice, x), call(direct, x)) == 0
+
+
+def test_sizes_taken_from_the_tensor_itself_need_no_mending() -> None:
+    graph = sc.trace(*built(oddities.SizedBySelf))
+    assert [(group.name, group.size) for group in graph] == [("conv", 8)]

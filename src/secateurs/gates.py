@@ -6,6 +6,9 @@ multiplied by zero. The gate sits on the operand that a reader reads.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +26,7 @@ from .trace.labels import Axis, leaves
 from .trace.program import Instead, Intercept, Node, Ref
 from .trace.record import as_call, evaluating, input_tensors, model_tensors
 from .trace.sizes import resized_args
+from .trace.tagged import Size, TaggedInt, leaves_of
 
 # The largest relative error that rounding explains, by the precision of the output.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -79,16 +83,33 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     """
     if not isinstance(model, nn.Module):
         raise TraceError(f"a torch.nn.Module is expected first, not {type(model).__name__}")
-    graph = Graph(analyse(model, example_inputs))
-    graph.give_up(_unmendable(graph))
+    with _no_collection():
+        graph = Graph(analyse(model, example_inputs))
+        graph.give_up(_unmendable(graph))
     return graph
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hold the garbage collector: a trace makes many small objects, and keeps nearly all of them."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def _unmendable(graph: Graph) -> dict[str, str]:
     """The groups whose sizes are fixed by something in the model that cannot be rewritten."""
     stating: dict[int, list[Node]] = {}
     for node in sized_nodes(graph.analysis):
-        values = (ident for ident in (*node.inputs, *node.outputs) if ident is not None)
+        stated = (
+            [i.source for i in node.call.integers if isinstance(i, TaggedInt)] if node.call else []
+        )
+        sizes = [leaf.value for s in stated for leaf in leaves_of(s) if isinstance(leaf, Size)]
+        values = [i for i in (*node.inputs, *node.outputs, *sizes) if i in graph.analysis.axes]
         touched = {leaf for i in values for axis in graph.analysis.axes[i] for leaf in leaves(axis)}
         for number in {n for leaf in touched for n in graph.groups_of(leaf)}:
             stating.setdefault(number, []).append(node)

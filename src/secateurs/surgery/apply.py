@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import PlanError
 from ..plan import Plan
+from ..trace.record import modules_of
 from .mend import Literal
 
 M = TypeVar("M", bound=nn.Module)
@@ -40,7 +41,7 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
     )
     """
     own = plan.check(model)
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = modules_of(model)
     attributes = {n: _locate(modules, n, old) for n, (old, _) in plan.attributes.items()}
     for literal in plan.literals:
         _method(modules, literal)
@@ -50,7 +51,7 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
         # the copy shares nothing with the model, and never holds the full-size tensors
         memo: dict[int, Any] = {id(own[name]): _twin(own[name], new) for name, new in cut.items()}
         model = copy.deepcopy(model, memo)
-        modules = dict(model.named_modules(remove_duplicate=False))
+        modules = modules_of(model)
     else:
         for name, new in cut.items():
             own[name].data = new

@@ -39,10 +39,24 @@ def input_tensors(example_inputs: Any) -> list[torch.Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module by path, the model itself under ''; a shared one under each path."""
+    out: dict[str, nn.Module] = {}
+
+    def visit(path: str, module: nn.Module) -> None:
+        out[path] = module
+        for name, child in module._modules.items():
+            if child is not None:
+                visit(f"{path}.{name}" if path else name, child)
+
+    visit("", model)
+    return out
+
+
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter, buffer and plain tensor attribute by path; shared ones under each path."""
     out: dict[str, torch.Tensor] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in modules_of(model).items():
         prefix = f"{path}." if path else ""
         for store in (module._parameters, module._buffers, module.__dict__):
             for name, tensor in store.items():
@@ -101,7 +115,7 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         recorder = self.recorder
-        if func is _SHAPE:
+        if func == _SHAPE:  # a new wrapper each time
             return recorder.tag_shape(args[0], func(*args))
         if func is torch.Tensor.size:
             return recorder.tag_size(args, kwargs or {}, func(*args, **(kwargs or {})))
@@ -126,7 +140,7 @@ class Recorder:
         self.program = Program()
         self.call: Call | None = None
         self.stack: list[str] = [""]
-        self.paths = {id(m): path for path, m in model.named_modules()}
+        self.paths = {id(m): path for path, m in reversed(modules_of(model).items())}
         self._ids: dict[int, tuple[Callable[[], torch.Tensor | None], int]] = {}
         self._storage: dict[int, int] = {}
         self._inplace: list[tuple[int, int]] = []
@@ -287,7 +301,9 @@ def _tagged_attributes(model: nn.Module, known: dict[Attribute, int]) -> Iterato
     """While open, modules hand out integer attributes with provenance; then all is as before."""
     saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
     try:
-        for path, module in model.named_modules():
+        # a shared module keeps its first path
+        once = {id(module): (path, module) for path, module in reversed(modules_of(model).items())}
+        for path, module in once.values():
             attributes = module.__dict__
             saved.append((attributes, dict(attributes)))
             for name, value in list(attributes.items()):

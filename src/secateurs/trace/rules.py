@@ -105,14 +105,6 @@ def _view(analysis: Analysis, node: Node) -> list[Axes]:
     return [analysis.labels.regroup(analysis.arg_axes(node), analysis.shape(node))]
 
 
-@rule("as_strided")
-def _as_strided(analysis: Analysis, node: Node) -> list[Axes]:
-    """Followed only where it changes the memory format and nothing else."""
-    if analysis.shape(node) == analysis.program.values[node.inputs[0]].shape:
-        return [analysis.arg_axes(node)]
-    return unknown(analysis, node)
-
-
 @rule("permute", "transpose", "t", "numpy_T")
 def _permute(analysis: Analysis, node: Node) -> list[Axes]:
     axes = analysis.arg_axes(node)
