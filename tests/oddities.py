@@ -130,6 +130,9 @@ class SizedByAnother(Base):
 class SizedBySelf(Base):
     """Every size is taken from the very tensor, by shape, by size and by a product."""
 
+    def __init__(self) -> None:
+        super().__init__(width=6, read=6)
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         n, c, h, w = x.shape

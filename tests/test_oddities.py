@@ -92,4 +92,4 @@ def test_a_grouped_kernel_that_becomes_depthwise_composes() -> None:
 
 def test_sizes_taken_from_the_tensor_itself_need_no_mending() -> None:
     graph = sc.trace(*built(oddities.SizedBySelf))
-    assert [(group.name, group.size) for group in graph] == [("conv", 8)]
+    assert [(group.name, group.size) for group in graph] == [("conv", 6)]

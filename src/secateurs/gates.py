@@ -91,7 +91,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Hold the garbage collector: a trace makes many small objects, and keeps nearly all of them."""
+    """Hold the garbage collector: a trace makes many small objects and keeps nearly all of them."""
     running = gc.isenabled()
     gc.disable()
     try:

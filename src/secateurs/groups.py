@@ -263,8 +263,11 @@ class Graph:
         """Every class that can go by itself and holds a slice of the model is a unit."""
         resolved = self.resolved
         distinct = {id(f): f.labels for _, _, axis in slots for f in leaves(axis)}
-        seen = [labels for labels in distinct.values() if labels is not None]
-        classes = np.unique(resolved.root[np.concatenate(seen)]) if seen else np.zeros(0, int)
+        held = np.zeros(len(resolved.root), dtype=bool)
+        for labels in distinct.values():
+            if labels is not None:
+                held[resolved.root[labels]] = True
+        classes = np.flatnonzero(held)
         product = np.isin(classes, np.fromiter(resolved.products, dtype=np.int64))
         base = set(classes[~product & ~resolved.frozen[classes]].tolist())
         todo = classes[product].tolist()
@@ -479,15 +482,19 @@ class Graph:
         self.frozen = []
         for group in self.groups:
             group.writes, group.reads, group.carries = [], [], []
-        roles = self.analysis.roles
+        touched: dict[int, list[tuple[int, int]]] = {}  # the same families recur on many axes
         for name, dim, axis in slots:
-            for units, count in self._counts[name, dim]:
-                first = int(self.group_of[units[0]])
-                same = bool((self.group_of[units] == first).all())
-                for number in [first] if same else np.unique(self.group_of[units]).tolist():
-                    if number >= 0:
-                        role = roles.get((name, dim), "carries")
-                        getattr(self.groups[number], role).append(Member(name, dim, count))
+            families = self._counts[name, dim]
+            if id(families) not in touched:
+                touched[id(families)] = [
+                    (number, count)
+                    for units, count in families
+                    for number in np.unique(self.group_of[units]).tolist()
+                    if number >= 0
+                ]
+            role = self.analysis.roles.get((name, dim), "carries")
+            for number, count in touched[id(families)]:
+                getattr(self.groups[number], role).append(Member(name, dim, count))
             self._describe_frozen(name, dim, axis)
         program = self.analysis.program
         for name, shape in program.parameters.items():

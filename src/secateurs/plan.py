@@ -29,6 +29,21 @@ def complement(indices: Sequence[int] | Ints, size: int) -> Ints:
     return np.flatnonzero(mask)
 
 
+def _kept(
+    gone: list[int],
+    size: int,
+    device: torch.device,
+    known: dict[tuple[int, int], torch.Tensor] | None,
+) -> torch.Tensor:
+    key = (id(gone), size)
+    if known is not None and key in known:
+        return known[key]
+    index = torch.from_numpy(complement(gone, size)).to(device)
+    if known is not None:
+        known[key] = index
+    return index
+
+
 @dataclass(frozen=True)
 class Slices:
     """What one tensor loses: per dimension, one list of indices, or one list per block.
@@ -48,27 +63,24 @@ class Slices:
         """The indices that stay along a dimension, per block."""
         return [complement(gone, self.shape[dim]) for gone in self.removed.get(dim, [[]])]
 
-    def cut(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor without what it loses.
+    def cut(
+        self, tensor: torch.Tensor, known: dict[tuple[int, int], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """The tensor without what it loses; `known` shares index tensors between calls.
 
         >>> Slices((2, 3), {1: [[0]]}).cut(torch.arange(6).reshape(2, 3)).tolist()
         [[1, 2], [4, 5]]
         """
         # Blocks are runs of the original rows; then rows, as whole rows are cheap to drop.
         for dim in sorted(self.removed, key=lambda d: (len(self.removed[d]) == 1, d)):
-            blocks = self.keep(dim)
-            if len(blocks) == 1:
-                index = torch.from_numpy(blocks[0]).to(tensor.device)
-                tensor = tensor.index_select(dim, index)
-            else:
-                rows = tensor.shape[0] // len(blocks)
-                runs = tensor.split(rows)
-                tensor = torch.cat(
-                    [
-                        run.index_select(dim, torch.from_numpy(kept).to(tensor.device))
-                        for run, kept in zip(runs, blocks, strict=True)
-                    ]
-                )
+            blocks = self.removed[dim]
+            rows = tensor.shape[0] // len(blocks)
+            runs = tensor.split(rows) if len(blocks) > 1 else (tensor,)
+            parts = [
+                run.index_select(dim, _kept(gone, self.shape[dim], tensor.device, known))
+                for run, gone in zip(runs, blocks, strict=True)
+            ]
+            tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
         return tensor.contiguous()
 
     def then(self, other: Slices) -> Slices:
@@ -367,16 +379,20 @@ def _check_axes(graph: Graph, selection: Selection) -> None:
 def _slices(graph: Graph, selection: Selection) -> dict[str, Slices]:
     analysis = graph.analysis
     out: dict[str, Slices] = {}
+    known: dict[tuple[int, ...], list[list[int]]] = {}  # most axes are shared by several tensors
     for name, ident in analysis.program.tensors.items():
         shape = analysis.program.values[ident].shape
         removed: dict[int, list[list[int]]] = {}
         for dim, axis in enumerate(analysis.tensor_axes(name, ident)):
-            if not axis or all(leaf.labels is None for leaf in leaves(axis)):
+            parts = leaves(axis)
+            if all(leaf.labels is None for leaf in parts):
                 continue
-            mask = selection.removed(axis)
-            if mask.any():
-                lines = mask.reshape(-1, shape[dim])
-                removed[dim] = [np.flatnonzero(line).tolist() for line in lines]
+            key = (shape[dim], *map(id, parts))
+            if key not in known:
+                lines = selection.removed(axis).reshape(-1, shape[dim])
+                known[key] = [np.flatnonzero(line).tolist() for line in lines]
+            if any(known[key]):
+                removed[dim] = known[key]
         if removed:
             out[name] = Slices(shape, removed)
     return out

@@ -108,8 +108,15 @@ def prune(
         None if out is None else Path(out),
     )
     run.trainer = Trainer(run.model, train, loss, objective, optimizer, scheduler, chosen)
-    if resume and run.out is not None and (run.out / NAME).exists():
-        run.restore(Checkpoint.load(run.out))
+    if run.out is not None and (run.out / NAME).exists():
+        saved = Checkpoint.load(run.out)
+        if resume:
+            run.restore(saved)
+        elif not saved.finished:
+            raise ConfigError(
+                f"{run.out} holds a run that was interrupted; go on with resume=True, "
+                "or use another folder"
+            )
     with Interrupt() as run.interrupt, Meter(progress) as run.meter:
         return run.go()
 
@@ -159,6 +166,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.scores: Scores | None = None
         self.stopped = ""
+        self.finished = False
         self.good: tuple[dict[str, torch.Tensor], Plan, int] | None = None
         self.settings = {
             "targets": self.targets,
@@ -173,13 +181,13 @@ class _Run:
         if self.options.trackers:
             self.trainer.accelerator.init_trackers("secateurs")
         try:
-            if not self.history:
+            if not self.history and not self.stopped:
                 self._phase("fine-tuning", self.options.warmup)
                 self._record({}, float("nan"), time.perf_counter())
                 self._checkpoint()
             while not self.stopped:
                 self._advance()
-            if self.stopped in ("budget", "floor", "exhausted"):
+            if not self.finished and self.stopped in ("budget", "floor", "exhausted"):
                 self._finish()
         except DataError as error:
             if "not finite" not in str(error) or not self.history:
@@ -268,8 +276,11 @@ class _Run:
         reason = self.stopped
         seed_everything(self.options.seed, 3)
         loss = self._phase("last fine-tuning", self.options.final)
-        if self.stopped == reason and self.options.final:
-            self._record({}, loss, started)
+        if self.stopped == reason:
+            self.finished = True
+            if self.options.final:
+                self._record({}, loss, started)
+            self._checkpoint()
 
     def _asked(self) -> bool:
         if self.interrupt.asked:
@@ -355,7 +366,7 @@ class _Run:
             self.trainer.stream.place,
             self.history,
             self.settings,
-            self.stopped,
+            self.stopped if self.finished else "",
         ).save(self.out)
 
     def restore(self, saved: Checkpoint) -> None:
@@ -377,7 +388,7 @@ class _Run:
         self.trainer.restore_optimizer(saved.optimizer, saved.numbers)
         self.trainer.stream.seek(*saved.place)
         self.plan, self.step, self.history = saved.plan, saved.step, saved.history
-        self.stopped = saved.finished
+        self.stopped, self.finished = saved.finished, bool(saved.finished)
 
     def _result(self) -> PruneResult:
         cut = apply(self.original, self.plan)

@@ -46,7 +46,8 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
     for literal in plan.literals:
         _method(modules, literal)
     with torch.no_grad():
-        cut = {name: slices.cut(own[name].detach()) for name, slices in plan.tensors.items()}
+        known: dict[tuple[int, int], torch.Tensor] = {}
+        cut = {name: s.cut(own[name].detach(), known) for name, s in plan.tensors.items()}
     if not inplace:
         # the copy shares nothing with the model, and never holds the full-size tensors
         memo: dict[int, Any] = {id(own[name]): _twin(own[name], new) for name, new in cut.items()}

@@ -463,6 +463,6 @@ def _why(model: nn.Module, recorder: Recorder, inputs: list[torch.Tensor], error
         hint = f" (the model's parameters are {dtype} on {own.device})"
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     return (
-        f"the model's forward raised {type(error).__name__} in {where!r}: {first}\n"
-        f"  it was called with {given}{hint}; check that model(example_inputs) runs"
+        f"the model's forward raised {type(error).__name__} in {where!r}: {first}; "
+        f"it was called with {given}{hint}; check that model(example_inputs) runs"
     )
