@@ -76,7 +76,14 @@ def main(repeats: int = 7) -> None:
             )
         )
         print(rows[-1], flush=True)
-    columns = ("network", "secateurs (s)", "Torch-Pruning (s)", "ratio", "left, ours", "left, theirs")
+    columns = (
+        "network",
+        "secateurs (s)",
+        "Torch-Pruning (s)",
+        "ratio",
+        "left, ours",
+        "left, theirs",
+    )
     print(
         render(
             f"median of {repeats} (smallest to largest), {torch.get_num_threads()} threads, "

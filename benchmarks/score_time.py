@@ -7,11 +7,11 @@ import time
 
 import torch
 import typer
-from lenet import lenet5
 from torch import nn
 from vision import torchvision_models
 
 import secateurs as sc
+from lenet import lenet5
 from secateurs.tables import render
 
 

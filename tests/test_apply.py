@@ -84,12 +84,7 @@ MENDED = [
     ("groupnorm", {"a:channel": [1]}, {"norm_a.num_groups": 4, "norm_a.num_channels": 12}),
     ("layernorm_mlp", {"a": [0, 1, 2]}, {"norm.normalized_shape": (9,), "b.in_features": 9}),
     ("grouped", {"stem": [0, 2, 4, 6]}, {"stem.out_channels": 4, "depthwise.groups": 4}),
-    pytest.param(
-        "grouped",
-        {"stem": [0, 2, 4, 6]},
-        {"depthwise.out_channels": 8, "depthwise.in_channels": 4},
-        marks=pytest.mark.xfail(reason="in_channels of a depthwise multiplier is not mended"),
-    ),
+    ("grouped", {"stem": [0, 2, 4, 6]}, {"depthwise.out_channels": 8, "depthwise.in_channels": 4}),
     ("grouped", {"stem": [0, 2, 4, 6]}, {"grouped.in_channels": 8, "grouped.groups": 4}),
     ("grouped", {"depthwise": [1]}, {"depthwise.groups": 8, "depthwise.out_channels": 8}),
     ("shuffled", {"conv": [0]}, {"conv.out_channels": 28, "shuffle.upscale_factor": 2}),

@@ -178,7 +178,6 @@ def test_a_broken_model_gives_a_proof_that_does_not_hold() -> None:
         sc.verify(model, small, plan, x)
 
 
-@pytest.mark.xfail(reason="verify takes inputs by position, whatever they are called")
 def test_inputs_by_name_may_come_in_any_order() -> None:
     model, inputs = network("dicts")
     graph = sc.trace(model, inputs)

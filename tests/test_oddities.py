@@ -36,15 +36,7 @@ def _law(make: type[nn.Module]) -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [
-        pytest.param(
-            make,
-            marks=pytest.mark.xfail(reason="only the last quarter of the units is tried")
-            if make is oddities.SlicedByAFunction
-            else (),
-        )
-        for make in ODDITIES
-    ],
+    ODDITIES,
 )
 def test_whatever_is_offered_keeps_the_law(make: type[nn.Module]) -> None:
     _law(make)
@@ -64,7 +56,6 @@ def test_what_cannot_be_cut_says_why(make: type[nn.Module], reason: str) -> None
     assert reason in frozen["conv.weight", 0]
 
 
-@pytest.mark.xfail(reason="equal integers of one call are not told apart by their place")
 def test_equal_integers_in_one_call_are_told_apart() -> None:
     model, x = built(oddities.Convoluted)
     small = sc.delete_channels(model, {"conv": [0, 1]}, x)

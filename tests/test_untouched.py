@@ -96,7 +96,7 @@ def test_a_forward_that_raises_leaves_every_bit_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (torch.zeros(3, 5), r"raised RuntimeError in 'a'.*\n.*\(3, 5\) float32 on cpu"),
+        (torch.zeros(3, 5), r"raised RuntimeError in 'a'.*\(3, 5\) float32 on cpu"),
         (torch.zeros(3, 4, dtype=torch.float64), "parameters are float32"),
         ((torch.zeros(3, 4), torch.zeros(3, 4)), "TypeError"),
         ({"y": torch.zeros(3, 4)}, "TypeError"),

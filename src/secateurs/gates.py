@@ -7,7 +7,7 @@ multiplied by zero. The gate sits on the operand that a reader reads.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -118,11 +118,13 @@ def _unmendable(graph: Graph) -> dict[str, str]:
         group = graph.groups[number]
         blocks = group.blocks()
         count = max(1, min(len(block) for block in blocks) // 4)
-        units = np.concatenate([group.units[block[-count:]] for block in blocks])
-        try:
-            solve(graph.analysis, Selection(graph, units), nodes)
-        except MendError as error:
-            out[group.name] = str(error)
+        # a few at the end, and every second one: what suits only some choices is not offered
+        for chosen in (slice(-count, None), slice(0, 2 * count, 2)):
+            units = np.concatenate([group.units[block[chosen]] for block in blocks])
+            try:
+                solve(graph.analysis, Selection(graph, units), nodes)
+            except MendError as error:
+                out[group.name] = str(error)
     return out
 
 
@@ -200,13 +202,23 @@ def _spread(tensor: torch.Tensor, axes: list[Axis], selection: Selection) -> tor
     return tensor
 
 
+def _inputs(graph: Graph, example_inputs: Any) -> list[torch.Tensor]:
+    """The input tensors in the order of the recording."""
+    if isinstance(example_inputs, Mapping):
+        names = graph.program.keywords
+        if set(names) != set(example_inputs):
+            raise TraceError(f"the graph was traced with the inputs {', '.join(names)}")
+        example_inputs = {name: example_inputs[name] for name in names}
+    return input_tensors(example_inputs)
+
+
 def gated_output(graph: Graph, model: nn.Module, plan: Plan, example_inputs: Any) -> Any:
     """What the uncut model gives when every read of the plan's units is multiplied by zero."""
     selection = graph.select(plan.groups)
     with torch.no_grad(), evaluating(model):
         return graph.program.replay(
             model_tensors(model),
-            input_tensors(example_inputs),
+            _inputs(graph, example_inputs),
             gate(graph, selection),
             statistics(graph, selection),
         )

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .atomic import read_text, write_text
-from .errors import FileError, PlanError
+from .errors import FileError, MendError, PlanError
 from .surgery.mend import Literal, mend
 from .trace.labels import Ints, leaves
 from .trace.record import model_tensors
@@ -416,7 +416,7 @@ def random_plan(graph: Graph, fraction: float, seed: int, *, exact_only: bool) -
             units[group.name] = sorted(chosen)
         try:
             return make_plan(graph, units)
-        except PlanError:
+        except (PlanError, MendError):
             if attempt == 9:
                 raise
     raise PlanError("no valid random plan was found")

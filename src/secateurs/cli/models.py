@@ -66,8 +66,7 @@ def _zoo(name: str) -> Any:
         # a torchvision built for another torch fails while it registers its C++ operators
         raise ConfigError(
             f"{name} cannot be imported: {type(error).__name__}: {error}; torchvision seems to be "
-            "built for another torch: install both from one index, for a CPU: pip install "
-            "--force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+            "built for another torch; install the two together, from one index"
         ) from error
 
 

@@ -68,7 +68,7 @@ def mend(
     """
     solved, literals = solve(analysis, cut, sized_nodes(analysis))
     before = analysis.program.attributes
-    after = {**_descriptions(analysis, axes), **solved}
+    after = {**_descriptions(analysis, axes, solved), **solved}
     changed = {a: (before[a], n) for a, n in after.items() if before[a] != n}
     return changed, literals
 
@@ -83,29 +83,58 @@ def solve(
     """
     equations: list[Equation] = []
     literals: dict[tuple[str, str, int], tuple[Literal, set[int]]] = {}
-    stated = (
-        (node.call, old, new)
-        for node in nodes
-        for old, new in stated_sizes(analysis, node, cut)
-        if node.call is not None
-    )
-    for call, old, new in stated:
-        for given in (i for i in call.integers if i == old):
-            if isinstance(given, TaggedInt):
-                equations.append((given.source, new, call))
-            elif old != new:
-                literal = _literal(analysis, call, old, new)
-                entry = literals.setdefault(literal.key, (literal, set()))
-                if entry[0] != literal:
-                    raise MendError(
-                        f"{call.place} writes {old} where the cut needs {entry[0].new} in one "
-                        f"place and {new} in another; use two attributes instead of the number"
-                    )
-                entry[1].add(call.at)
+    for call, given, old, new in _given_sizes(analysis, cut, nodes):
+        if isinstance(given, TaggedInt):
+            equations.append((given.source, new, call))
+        elif old != new:
+            literal = _literal(analysis, call, old, new)
+            entry = literals.setdefault(literal.key, (literal, set()))
+            if entry[0] != literal:
+                raise MendError(
+                    f"{call.place} writes {old} where the cut needs {entry[0].new} in one "
+                    f"place and {new} in another; use two attributes instead of the number"
+                )
+            entry[1].add(call.at)
     after = _solve(equations, _Known(analysis, cut))
     for literal, sites in literals.values():
         _check_literal(analysis, literal, sites)
     return after, [literal for literal, _ in literals.values()]
+
+
+def _given_sizes(
+    analysis: Analysis, cut: Cut, nodes: Iterable[Node]
+) -> Iterator[tuple[Call, int, int, int]]:
+    """(call, the integer that it was given, size before, size after) for every stated size."""
+    taken: set[tuple[int, int]] = set()
+    for node in nodes:
+        call = node.call
+        stated = list(stated_sizes(analysis, node, cut))
+        if call is None or not stated:
+            continue
+        given = [i for i in call.integers if i > 0]
+        last = node.name.endswith("convolution")  # its groups come after strides and paddings
+        places = _places(given, [old for old, _ in stated], id(call), taken, last)
+        for (old, new), found in zip(stated, places, strict=True):
+            for place in found:
+                yield call, given[place], old, new
+
+
+def _places(
+    given: list[int], stated: list[int], call: int, taken: set[tuple[int, int]], last: bool
+) -> list[list[int]]:
+    """Where in a call's integers each stated size stands: in a row if they do, else by value.
+
+    Several slices of one indexing expression take their places one after the other.
+    """
+    n = len(stated)
+    rows = [i for i in range(len(given) - n + 1) if given[i : i + n] == stated]
+    free = [i for i in rows if (call, i) not in taken]
+    if last:
+        free = free[-1:]
+    if not free:
+        return [[i for i, value in enumerate(given) if value == size] for size in stated]
+    taken.add((call, free[0]))
+    return [[free[0] + k] for k in range(n)]
 
 
 def sized_nodes(analysis: Analysis) -> list[Node]:
@@ -202,7 +231,9 @@ def _check_literal(analysis: Analysis, literal: Literal, sites: set[int]) -> Non
                 )
 
 
-def _descriptions(analysis: Analysis, axes: Axes) -> dict[Attribute, int]:
+def _descriptions(
+    analysis: Analysis, axes: Axes, solved: Mapping[Attribute, int]
+) -> dict[Attribute, int]:
     """Attributes that no function was given but that tell a reader the size of a weight."""
     owned: dict[str, list[Attribute]] = {}
     for attribute in analysis.program.attributes:
@@ -213,5 +244,10 @@ def _descriptions(analysis: Analysis, axes: Axes) -> dict[Attribute, int]:
         pattern = _DESCRIBES[analysis.roles.get((name, dim), "carries")]
         for attribute in owned.get(name.rpartition(".")[0], ()):
             if analysis.program.attributes[attribute] == old and pattern.match(attribute.name):
+                out[attribute] = new
+    for used, new in solved.items():  # a depthwise convolution's groups are its input channels
+        for attribute in owned.get(used.module, ()):
+            same = analysis.program.attributes[attribute] == analysis.program.attributes[used]
+            if same and attribute not in out and _DESCRIBES["reads"].match(attribute.name):
                 out[attribute] = new
     return out

@@ -74,6 +74,7 @@ Instead: TypeAlias = Callable[..., Any]
 class Program:
     """What one run did: values, nodes, and which values are inputs, tensors of the model, outputs.
 
+    `keywords` names the inputs where they were given by name.
     `tensors` maps a parameter's, buffer's or tensor attribute's path to its value; `constants`
     holds tensors met on the way that belong to neither. `attributes` are the integer attributes of
     the modules, `methods` names the method of a module that a piece of code is, and `parameters`
@@ -83,6 +84,7 @@ class Program:
     values: list[Value] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
+    keywords: tuple[str, ...] = ()
     tensors: dict[str, int] = field(default_factory=dict)
     constants: dict[int, torch.Tensor] = field(default_factory=dict)
     outputs: Any = None

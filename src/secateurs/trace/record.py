@@ -434,6 +434,7 @@ def _run(model: nn.Module, recorder: Recorder, call: Any) -> Program:
         _Functions(recorder),
     ):
         args, kwargs = call
+        program.keywords = tuple(kwargs)
         output = model(*args, **kwargs)
         program.outputs = pytree.tree_map_only(
             torch.Tensor, lambda tensor: Ref(recorder.value(tensor)), output
