@@ -11,10 +11,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format train benchmarks clean
+.PHONY: help demo test check format train soak bench-cut bench-score bench-lenet clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime  ## prune a LeNet-5 trained on MNIST
 	$(BIN)/python examples/mnist/demo.py
@@ -34,8 +34,17 @@ format: $(VENV)/.dev  ## format the code and mend what lint can
 train: $(VENV)/.runtime  ## train the LeNet-5 of the demo from SEED
 	$(BIN)/python examples/mnist/train.py --seed $(SEED)
 
-benchmarks: $(VENV)/.test  ## run the benchmarks
-	$(BIN)/python benchmarks/run.py
+soak: $(VENV)/.test  ## kill a run at 20 random moments, and resume it to the same result
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
+
+bench-cut: $(VENV)/.bench  ## time trace, plan and apply against Torch-Pruning
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/cut_time.py
+
+bench-score: $(VENV)/.test  ## time a Taylor pass against a plain forward and backward
+	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/score_time.py
+
+bench-lenet: $(VENV)/.runtime  ## the demo's error and latency at 20% and 10% of the MACs, 3 seeds
+	PYTHONPATH=examples/mnist $(BIN)/python benchmarks/lenet.py
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
@@ -51,6 +60,10 @@ $(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.runtime
 	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP) --no-deps torch-pruning==1.6.1
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

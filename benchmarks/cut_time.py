@@ -11,6 +11,7 @@ import copy
 import statistics
 import time
 import warnings
+from importlib.metadata import version
 
 import torch
 import torch_pruning as tp
@@ -75,7 +76,6 @@ def main(repeats: int = 7) -> None:
                 f"{peer[-1][1] / 1e6:.2f} M",
             )
         )
-        print(rows[-1], flush=True)
     columns = (
         "network",
         "secateurs (s)",
@@ -87,7 +87,7 @@ def main(repeats: int = 7) -> None:
     print(
         render(
             f"median of {repeats} (smallest to largest), {torch.get_num_threads()} threads, "
-            f"torch {torch.__version__}, torch-pruning {tp.__version__}",
+            f"torch {torch.__version__}, torch-pruning {version('torch-pruning')}",
             columns,
             rows,
         )

@@ -275,16 +275,16 @@ def test_a_run_cut_short_at_any_step_resumes_to_the_same_result(tmp_path):
     steps = whole.history[-1]["step"]
     for stop in range(0, steps + 1, 2):
 
-        class Killed(Exception):
+        class KilledError(Exception):
             pass
 
         def kill(record, model, stop=stop):
             if record["step"] == stop:
-                raise Killed
+                raise KilledError
 
         out = tmp_path / str(stop)
         settings = {"evaluate": lambda m: float(m[8].weight.abs().sum()), "out": out, "step": 3}
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             prune(callbacks=[kill], **settings)
         resumed = prune(resume=True, **settings)
         assert resumed.plan == whole.plan

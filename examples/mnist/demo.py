@@ -101,20 +101,20 @@ def _ratio(old: int, new: int, unit: str = "") -> tuple[str, str, str]:
 def main(
     macs: float = typer.Option(0.2, help="Fraction of the multiply-accumulates to keep."),
     seed: int = 0,
-    out: Path = typer.Option(Path("runs/demo"), help="Where to write the pruned network."),
+    out: str = typer.Option("runs/demo", help="Where to write the pruned network."),
 ) -> None:
     """Prune the LeNet-5 that train.py made, on all of MNIST."""
     torch.set_flush_denormal(True)
     model = pretrained(seed)
     result = prune_lenet(model, macs, seed)
-    result.save(out)
+    folder = result.save(out)
     reloaded = sc.load(out, lenet5()).eval()
     with torch.no_grad():
         x = torch.randn(8, 1, 28, 28)
         if not torch.equal(reloaded(x), result.model.eval()(x)):
             raise RuntimeError("the reloaded network differs from the saved one")
-    print(report(model, result, out))
-    print("\nwritten and read back:", *sorted(map(str, out.iterdir())), sep="\n  ")
+    print(report(model, result, folder))
+    print("\nwritten and read back:", *sorted(map(str, folder.iterdir())), sep="\n  ")
 
 
 if __name__ == "__main__":
