@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 import typer
 from torch import nn
 
@@ -16,17 +15,9 @@ from mnist import loaders
 from secateurs.latency import latency
 from secateurs.process.result import PruneResult
 from secateurs.tables import render
-from train import error, shift
+from train import error
 
 EXAMPLE = torch.zeros(1, 1, 28, 28)
-
-
-def objective(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """The loss of each image, (N,); images are shifted at random while training."""
-    images, labels = batch
-    return F.cross_entropy(
-        model(shift(images, 1) if model.training else images), labels, reduction="none"
-    )
 
 
 def optimizer(parameters) -> torch.optim.Optimizer:
@@ -52,7 +43,7 @@ def prune_lenet(
         model,
         EXAMPLE,
         train=train,
-        objective=objective,
+        loss=nn.CrossEntropyLoss(reduction="none"),
         budget={"macs": macs},
         criterion="taylor",
         evaluate=lambda network: error(network, held_out),

@@ -19,7 +19,6 @@ from torch.utils.data import (
 
 DATA = Path(__file__).parent / "data"
 MEAN, STD = 0.1307, 0.3081  # of the training pixels, in [0, 1]
-BACKGROUND = -MEAN / STD  # a black pixel, normalised
 VALIDATION = 5_000  # images held out from the end of the training split
 
 _PREFIX = {"train": "train", "test": "t10k"}

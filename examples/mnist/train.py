@@ -7,20 +7,11 @@ import torch.nn.functional as F
 import typer
 from rich.progress import track
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lenet import lenet5, weights_path
-from mnist import BACKGROUND, loaders
-
-
-def shift(images: Tensor, pixels: int) -> Tensor:
-    """Move each image (N, 1, H, W) by up to `pixels` both ways, chosen at random."""
-    size = images.shape[-1]
-    padded = F.pad(images, [pixels] * 4, value=BACKGROUND)
-    windows = padded.unfold(2, size, 1).unfold(3, size, 1)
-    down, right = torch.randint(2 * pixels + 1, (2, len(images)))
-    return windows[torch.arange(len(images)), :, down, right]
+from mnist import loaders
 
 
 @torch.no_grad()
@@ -36,7 +27,6 @@ def train(
     epochs: int = 10,
     lr: float = 0.05,
     weight_decay: float = 5e-4,
-    pixels: int = typer.Option(1, help="Largest random shift of a training image."),
     validate: bool = typer.Option(
         False, help="Hold out 5,000 training images, report the error on them, write nothing."
     ),
@@ -55,7 +45,7 @@ def train(
         model.train()
         for images, labels in track(batches, f"epoch {epoch + 1}/{epochs}"):
             optimizer.zero_grad()
-            F.cross_entropy(model(shift(images, pixels)), labels).backward()
+            F.cross_entropy(model(images), labels).backward()
             optimizer.step()
             schedule.step()
 
@@ -68,7 +58,7 @@ def train(
             "test error (%)": f"{percent:.2f}",
             "torch": torch.__version__,
             "command": f"python examples/mnist/train.py --seed {seed} --epochs {epochs} --lr {lr}"
-            f" --weight-decay {weight_decay} --pixels {pixels}",
+            f" --weight-decay {weight_decay}",
         }
         path = weights_path(seed)
         path.parent.mkdir(exist_ok=True)

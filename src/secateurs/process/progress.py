@@ -12,6 +12,7 @@ class Meter:
     """One bar for the way to the budget, one for the weight updates of a phase."""
 
     def __init__(self, shown: bool):
+        console = Console(stderr=True)
         self.bars = Progress(
             TextColumn("{task.description:<28}"),
             BarColumn(24),
@@ -19,8 +20,8 @@ class Meter:
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not shown,
+            console=console,
+            disable=not (shown and console.is_terminal),
         )
         self._way = self.bars.add_task("to the budget", total=1.0, note="")
         self._phase = self.bars.add_task("", total=1, note="", visible=False)
