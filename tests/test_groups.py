@@ -171,6 +171,7 @@ ORDINARY = {
     "input of the network",
     "output of the network",
     "kernel axis",
+    "an axis of one index",
     "the traced run did not touch this parameter",  # GoogLeNet's auxiliary heads
 }
 
@@ -259,5 +260,5 @@ def test_a_graph_prints_as_a_table() -> None:
     for word in ("conv", "channel", "16", "yes", "a, b"):
         assert word in text
     assert "no: amax is taken over it" in " ".join(str(graph_of("cbam")).split())
-    assert repr(graph_of("lenet")) == "<Graph: 3 groups, 6 frozen axes>"
+    assert repr(graph_of("lenet")) == "<Graph: 3 groups, 7 frozen axes>"
     assert max(map(len, text.splitlines())) <= 120

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("secateurs")
 
+_SINGLE = "an axis of one index"
+
 
 @dataclass(frozen=True)
 class Member:
@@ -498,9 +500,11 @@ class Graph:
             self._describe_frozen(name, dim, axis)
         program = self.analysis.program
         for name, shape in program.parameters.items():
-            if name not in program.tensors:
-                reason = "the traced run did not touch this parameter"
-                self.frozen += [Frozen(name, d, n, reason) for d, n in enumerate(shape) if n > 1]
+            touched_at_all = name in program.tensors
+            reason = "the traced run did not touch this parameter"
+            for d, n in enumerate(shape):
+                if n == 1 or not touched_at_all:
+                    self.frozen.append(Frozen(name, d, n, _SINGLE if n == 1 else reason))
 
     def _describe_frozen(self, name: str, dim: int, axis: Axis) -> None:
         parts = leaves(axis)
