@@ -6,18 +6,35 @@ import copy
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 import secateurs as sc
 from lenet import LeNet5, lenet5, pretrained, weights_path
-from mnist import loaders
+from mnist import MEAN, STD, loaders
 from secateurs.latency import latency
 from secateurs.process.result import PruneResult
 from secateurs.tables import render
 from train import error
 
 EXAMPLE = torch.zeros(1, 1, 28, 28)
+
+
+def shift(images: Tensor, pixels: int = 1) -> Tensor:
+    """Move each image (N, 1, H, W) by up to `pixels` both ways, chosen at random."""
+    size = images.shape[-1]
+    padded = F.pad(images, [pixels] * 4, value=-MEAN / STD)
+    windows = padded.unfold(2, size, 1).unfold(3, size, 1)
+    down, right = torch.randint(2 * pixels + 1, (2, len(images)))
+    return windows[torch.arange(len(images)), :, down, right]
+
+
+def objective(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The loss of each image, (N,); while the weights are updated, images are shifted."""
+    images, labels = batch
+    images = shift(images) if model.training else images
+    return F.cross_entropy(model(images), labels, reduction="none")
 
 
 def optimizer(parameters) -> torch.optim.Optimizer:
@@ -38,12 +55,12 @@ def prune_lenet(
 ) -> PruneResult:
     """Prune to a fraction of the MACs; the error is on the test images, or on held-out ones."""
     train, held_out = loaders(seed=seed, validation=validation)
-    settings = {"step": 12, "updates": 50, "final": 9000, "flops_weight": 0.2, **options}
+    settings = {"step": 16, "updates": 50, "final": 9000, "flops_weight": 0.2, **options}
     return sc.prune(
         model,
         EXAMPLE,
         train=train,
-        loss=nn.CrossEntropyLoss(reduction="none"),
+        objective=objective,
         budget={"macs": macs},
         criterion="taylor",
         evaluate=lambda network: error(network, held_out),
