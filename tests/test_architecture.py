@@ -24,7 +24,7 @@ FLOORS = [
     {"errors", "tables", "atomic"},
     {"trace"},
     {"groups", "plan", "plan_schema", "gates", "cost", "latency", "budget", "surgery", "criteria",
-     "oracle", "score", "ranking"},
+     "oracle", "score", "ranking", "batches", "watch"},
     {"process", "files", "report", "compare", "sparse"},
     {"keras"},
     {"__init__"},

@@ -18,7 +18,8 @@ from torch import nn
 import secateurs as sc
 from secateurs.cost import Cost
 from secateurs.errors import BudgetError, ConfigError, DataError, FileError
-from secateurs.process.training import Stream, Trainer, seed_everything
+from secateurs.process.stream import Stream, seed_everything
+from secateurs.process.training import Trainer
 
 X = torch.zeros(1, 1, 8, 8)
 

@@ -55,7 +55,7 @@ def prune_lenet(
 ) -> PruneResult:
     """Prune to a fraction of the MACs; the error is on the test images, or on held-out ones."""
     train, held_out = loaders(seed=seed, validation=validation)
-    settings = {"step": 16, "updates": 50, "final": 9000, "flops_weight": 0.2, **options}
+    settings = {"step": 16, "updates": 50, "final": 9000, "flops_weight": 0.3, **options}
     return sc.prune(
         model,
         EXAMPLE,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from numbers import Real
+from typing import Any
 
 from .cost import MEASURES, Cost
 from .errors import BudgetError, nearest
@@ -22,20 +25,26 @@ def targets(budget: Mapping[str, float], cost: Cost) -> dict[str, int]:
     """
     if not budget:
         raise BudgetError(f"the budget is empty; give one of {', '.join(MEASURES)}")
-    out = {}
-    for measure, value in budget.items():
+    out: dict[str, int] = {}
+    for measure, given in budget.items():
         if measure not in MEASURES:
             raise BudgetError(f"no budget is called {measure!r}{nearest(measure, MEASURES)}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise BudgetError(f"the {measure} budget must be a number above 0, not {value!r}")
+        value = _number(given)
+        if not value > 0:
+            raise BudgetError(f"the {measure} budget must be a number above 0, not {given!r}")
         whole = cost.of(measure)
         if value > max(whole, 1):
             raise BudgetError(
-                f"the {measure} budget {value:,} is above 100%: the network has {whole:,}; "
+                f"the {measure} budget {given:,} is above 100%: the network has {whole:,}; "
                 "a value up to 1 is the fraction to keep, above 1 an absolute number"
             )
         out[measure] = int(value * whole) if value <= 1 else int(value)
     return out
+
+
+def _number(given: Any) -> float:
+    """Any real number as a float, NumPy's too; NaN for anything else."""
+    return float(given) if isinstance(given, Real) and not isinstance(given, bool) else math.nan
 
 
 def met(targets: Mapping[str, int], cost: Cost, cut: Selection | None = None) -> bool:

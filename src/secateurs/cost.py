@@ -29,10 +29,11 @@ class Cost:
 
     `macs` counts multiply-accumulates of one run on the example inputs (FLOPs = 2 · MACs), the
     contractions that `torch.utils.flop_counter` counts; `params` counts parameters, each once;
-    `units` counts the units of all groups.
+    `units` counts the units of all groups, and `beside` more: those of groups that were cut to one
+    unit, which a trace of the cut network no longer offers.
     """
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, *, beside: int = 0):
         self.graph = graph
         self._macs = [term for node in graph.program.nodes for term in _macs_of(graph, node)]
         self._params = _parameters(graph)
@@ -40,7 +41,7 @@ class Cost:
         self._measures: dict[str, Callable[[Selection], int]] = {
             "macs": lambda cut: _total(self._macs, cut),
             "params": lambda cut: _total(self._params, cut),
-            "units": lambda cut: len(graph.classes) - cut.count,
+            "units": lambda cut: len(graph.classes) + beside - cut.count,
         }
 
     def of(self, measure: str, cut: Selection | None = None) -> int:

@@ -30,6 +30,10 @@ class DataError(SecateursError, ValueError):
     """The data or the loss cannot be used: an empty loader, a NaN, a wrong shape."""
 
 
+class NotFiniteError(DataError):
+    """A loss, a weight or a score became NaN or infinite."""
+
+
 class BudgetError(SecateursError, ValueError):
     """A budget is malformed or cannot be reached."""
 

@@ -1,36 +1,25 @@
-"""Score every unit of every group by a criterion, from batches of data.
-
-Gradients come from replaying the recorded program under autograd. The gate of a unit sits on the
-operand that each reader reads; its derivative is the sum of ∂C/∂z · z over the unit's positions
-there, which costs one product and one sum and no second graph.
-"""
+"""Score every unit of every group by a criterion, from batches of data."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from .batches import Loss, Objective, check_loss, loss_of, to_device
 from .criteria import Criterion, GroupBatch, GroupInfo, find_criterion
-from .criteria.base import NOTHING
-from .errors import DataError, TraceError
-from .gates import trace
+from .errors import DataError, NotFiniteError
 from .groups import Graph, Group
-from .trace.analyse import Read
 from .trace.labels import leaves
-from .trace.program import Intercept
-from .trace.record import evaluating, input_tensors, model_tensors
-
-Loss: TypeAlias = Callable[[Any, Any], Tensor]
-Objective: TypeAlias = Callable[[Any, Any], Tensor]
+from .trace.record import as_call, evaluating, model_tensors
+from .watch import Seen, Watched
 
 
 @dataclass(frozen=True)
@@ -55,6 +44,12 @@ class Scores:
     def __iter__(self) -> Iterator[str]:
         return iter(self.values)
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Scores:
+        """The scores that `to_dict` described."""
+        values = {name: np.asarray(v, dtype=np.float64) for name, v in data["values"].items()}
+        return cls(values, data["criterion"], data["examples"], data["assumed"])
+
     def to_dict(self) -> dict[str, Any]:
         """The scores as plain data."""
         values = {name: array.tolist() for name, array in self.values.items()}
@@ -64,183 +59,6 @@ class Scores:
             "assumed": self.assumed,
             "values": values,
         }
-
-
-@dataclass(frozen=True)
-class _Family:
-    """The units of one group along one factor of a read's axis, as seen in the operand."""
-
-    group: str
-    size: int
-    summed: tuple[int, ...]
-    shape: tuple[int, ...]
-    batch: int | None
-    flip: bool
-    positions: Tensor | None
-    units: Tensor
-    per_unit: float
-
-    def collect(self, product: Tensor) -> Tensor:
-        """(examples, units): the mean over positions of an operand-shaped tensor."""
-        rows = product.reshape(self.shape)
-        if self.summed:
-            rows = rows.sum(self.summed)
-        if self.batch is None:
-            rows = rows[None]
-        elif self.flip:
-            rows = rows.T
-        if self.positions is not None:
-            units = self.units.to(rows.device)
-            picked = rows[:, self.positions.to(rows.device)]
-            rows = rows.new_zeros(len(rows), self.size).index_add_(1, units, picked)
-        return rows / self.per_unit
-
-
-def _families(graph: Graph, read: Read) -> list[_Family]:
-    """How to see each group's units in the operand of a read."""
-    axes = graph.analysis.axes[read.value]
-    parts = [(d, leaf) for d, axis in enumerate(axes) for leaf in leaves(axis)]
-    shape = tuple(leaf.size for _, leaf in parts)
-    batch = next((i for i, (_, leaf) in enumerate(parts) if leaf.batch), None)
-    examples = shape[batch] if batch is not None else 1
-    out = []
-    for i, (d, leaf) in enumerate(parts):
-        if d != read.dim or i == batch:
-            continue
-        positions, units = graph.incidence(leaf)
-        for number in np.unique(graph.group_of[units]).tolist():
-            group = graph.groups[number]
-            mine = graph.group_of[units] == number
-            where, which = positions[mine], graph.index_of[units[mine]]
-            straight = (
-                len(where) == group.size == leaf.size
-                and ((where == np.arange(leaf.size)) & (which == where)).all()
-            )
-            count = int(np.bincount(which).max())
-            out.append(
-                _Family(
-                    group.name,
-                    group.size,
-                    tuple(j for j in range(len(parts)) if j not in (i, batch)),
-                    shape,
-                    batch,
-                    batch is not None and batch > i,
-                    None if straight else torch.from_numpy(where),
-                    torch.from_numpy(which),
-                    count * int(np.prod(shape)) / (examples * leaf.size),
-                )
-            )
-    return out
-
-
-class _Shape:
-    """One recording for one input shape, ready to be observed."""
-
-    def __init__(self, model: nn.Module, example_inputs: Any, names: dict[str, int]):
-        self.graph = trace(model, example_inputs)
-        sizes = {group.name: group.size for group in self.graph.groups}
-        if sizes != names:
-            raise TraceError(
-                "the network has other groups for this input shape than for the traced one; "
-                "score with inputs like the example inputs"
-            )
-        self.reads: list[tuple[Read, list[_Family], list[_Family]]] = []
-        seen: set[str] = set()
-        for read in self.graph.analysis.reads:
-            families = _families(self.graph, read)
-            first = [family for family in families if family.group not in seen]
-            seen.update(family.group for family in families)
-            if families:
-                self.reads.append((read, families, first))
-
-
-@dataclass
-class _Seen:
-    """What the replays of one batch have shown so far: group -> (examples, units)."""
-
-    gradient: dict[str, Tensor] = field(default_factory=dict)
-    activation: dict[str, Tensor] = field(default_factory=dict)
-    examples: int = 0
-
-    def add(self, into: dict[str, Tensor], group: str, rows: Tensor) -> None:
-        if len(rows) != self.examples:  # no batch axis at this read: shared by all examples
-            rows = rows.expand(self.examples, -1) / self.examples
-        into[group] = into[group] + rows if group in into else rows
-
-
-class _Watched:
-    """A stand-in for the model that replays its recording and watches what is read."""
-
-    def __init__(self, model: nn.Module, graph: Graph, needs: frozenset[str]):
-        self._model, self._needs = model, needs
-        self._tensors = {name: t.detach() for name, t in model_tensors(model).items()}
-        self._names = {group.name: group.size for group in graph.groups}
-        self._shapes: dict[Any, _Shape] = {}
-        self.seen = _Seen()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call: Any = kwargs if kwargs and not args else args
-        if kwargs and args:
-            raise DataError("call the model with positional or with keyword arguments, not both")
-        inputs = input_tensors(call)
-        leaves, spec = pytree.tree_flatten(call)
-        told = [(t.shape, t.dtype) if isinstance(t, Tensor) else repr(t) for t in leaves]
-        key = (str(spec), *told)  # a recording bakes in all that is no tensor
-        if key not in self._shapes:
-            self._shapes[key] = _Shape(self._model, call, self._names)
-        shape = self._shapes[key]
-        self.seen.examples = len(inputs[0])
-        return shape.graph.program.replay(self._tensors, inputs, self._intercepts(shape))
-
-    def _intercepts(self, shape: _Shape) -> dict[int, Intercept]:
-        out: dict[int, Intercept] = {}
-        for read, families, first in shape.reads:
-            out[read.position] = self._watch(read, families, first, out.get(read.position))
-        return out
-
-    def _watch(
-        self,
-        read: Read,
-        families: list[_Family],
-        first: list[_Family],
-        before: Intercept | None,
-    ) -> Intercept:
-        def intercept(args: list[Any]) -> list[Any]:
-            args = before(args) if before is not None else args
-            x: Tensor = args[read.arg]
-            if "activation" in self._needs:
-                for family in first:
-                    rows = family.collect(x.detach())
-                    self.seen.add(self.seen.activation, family.group, rows)
-            if "gradient" in self._needs:
-                args[read.arg] = self._gate(x, families)
-            return args
-
-        return intercept
-
-    def _gate(self, x: Tensor, families: list[_Family]) -> Tensor:
-        """The operand under another name, whose gradient is that of this reader alone."""
-        value = x.detach()
-
-        def collect(gradient: Tensor) -> None:
-            product = gradient * value
-            for family in families:
-                self.seen.add(self.seen.gradient, family.group, family.collect(product))
-
-        if x.requires_grad:
-            x = x.view_as(x)
-        else:
-            x = value.view_as(value).requires_grad_()
-            x.register_post_accumulate_grad_hook(_forget_gradient)
-        x.register_hook(collect)
-        return x
-
-
-def _forget_gradient(tensor: Tensor) -> None:
-    tensor.grad = None
 
 
 def score(
@@ -302,6 +120,8 @@ def score(
                 f"criterion {found.name!r} gave {array.shape} scores for the "
                 f"{infos[name].size} units of group {name!r}"
             )
+        if not np.isfinite(array).all():
+            raise NotFiniteError(f"criterion {found.name!r} gave scores that are not finite")
         values[name] = array
     return Scores(values, found.name, examples, assumed)
 
@@ -319,43 +139,53 @@ def _run(
     if data is None:
         raise DataError(f"criterion {criterion.name!r} needs data; pass batches of it")
     gradients = "gradient" in criterion.needs
-    if gradients and (loss is None) == (objective is None):
-        raise DataError("pass loss(output, target) or objective(model, batch), one of the two")
-    watched = _Watched(model, graph, criterion.needs)
+    if gradients:
+        check_loss(loss, objective)
+    own = next(iter(model.parameters()), torch.zeros(0))
+    watched = Watched(model, graph, criterion.needs)
     examples, assumed = 0, ""
     with evaluating(model), torch.set_grad_enabled(gradients):
         for batch in itertools.islice(data, batches):
-            watched.seen = _Seen()
-            value = _value(watched, to_device(batch, model), loss, objective)
-            seen = watched.seen
+            seen = watched.seen = Seen()
+            batch = to_device(batch, own.device)
             if gradients:
+                value = loss_of(watched, batch, loss, objective)
+                _check_called(seen)
                 total, assumed = _total(value, seen.examples)
-                if total.requires_grad:
-                    total.backward()
+                if seen.leaves:
+                    total.backward(inputs=seen.leaves)
+            else:
+                _call(watched, batch)
             examples += seen.examples
             for group in graph.groups:
-                shown = GroupBatch(_rows(seen.gradient, group), _rows(seen.activation, group))
+                shown = GroupBatch(
+                    _rows(seen, seen.gradient, group),
+                    _rows(seen, seen.activation, group) / max(seen.calls, 1),
+                )
                 states[group.name] = criterion.update(states[group.name], shown)
     if not examples:
         raise DataError("the data is empty: no batch was given to score with")
     return states, examples, assumed
 
 
-def _rows(seen: dict[str, Tensor], group: Group) -> Tensor:
-    return seen.get(group.name, NOTHING).detach()
+def _call(model: Watched, batch: Any) -> None:
+    """Run the model on a batch, or on the input of a pair."""
+    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    args, kwargs = as_call(batch[0] if pair else batch)
+    model(*args, **kwargs)
 
 
-def _value(watched: _Watched, batch: Any, loss: Loss | None, objective: Objective | None) -> Tensor:
-    if objective is not None:
-        return objective(watched, batch)
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+def _check_called(seen: Seen) -> None:
+    if not seen.calls:
         raise DataError(
-            "loss(output, target) needs batches that are pairs (input, target); "
-            "pass objective(model, batch) for any other"
+            "the objective must call model(...) itself: a call of one of its submodules is not seen"
         )
-    x, target = batch
-    output = watched(**x) if isinstance(x, dict) else watched(*pytree.tree_leaves(x))
-    return loss(output, target) if loss is not None else NOTHING
+
+
+def _rows(seen: Seen, shown: dict[str, Tensor], group: Group) -> Tensor:
+    """(examples, units); zeros where the loss does not depend on the group."""
+    rows = shown.get(group.name)
+    return torch.zeros(seen.examples, group.size) if rows is None else rows.detach()
 
 
 def _total(value: Any, examples: int) -> tuple[Tensor, str]:
@@ -363,7 +193,7 @@ def _total(value: Any, examples: int) -> tuple[Tensor, str]:
     if not isinstance(value, Tensor):
         raise DataError(f"the loss must be a tensor, not {type(value).__name__}")
     if not bool(torch.isfinite(value).all()):
-        raise DataError("the loss is not finite (NaN or infinite); scores would mean nothing")
+        raise NotFiniteError("the loss is not finite (NaN or infinite); scores mean nothing")
     if value.dim() == 0:
         return value * examples, "a scalar loss, read as the mean over examples"
     if value.numel() == examples:
@@ -372,14 +202,6 @@ def _total(value: Any, examples: int) -> tuple[Tensor, str]:
         f"the loss has shape {tuple(value.shape)}: return one value per example, ({examples},), "
         "or the scalar mean over examples"
     )
-
-
-def to_device(batch: Any, model: nn.Module) -> Any:
-    """A batch with its tensors where the model's parameters are."""
-    own = next(iter(model.parameters()), None)
-    if own is None:
-        return batch
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(own.device), batch)
 
 
 def group_infos(model: nn.Module, graph: Graph, seed: int = 0) -> dict[str, GroupInfo]:

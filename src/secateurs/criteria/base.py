@@ -43,9 +43,6 @@ class GroupBatch:
     activation: Tensor
 
 
-NOTHING = torch.zeros(0, 0)
-
-
 @runtime_checkable
 class Criterion(Protocol):
     """One importance per unit, higher = keep. States merge, so that workers can share the data.

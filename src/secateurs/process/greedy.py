@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +14,16 @@ import torch
 from torch import nn
 
 from .. import budget as budgets
+from ..batches import Loss, Objective, check_loss
 from ..cost import Cost
 from ..criteria import Criterion, find_criterion
-from ..errors import ConfigError, DataError, FileError
+from ..errors import ConfigError, FileError, NotFiniteError
 from ..files.store import check_state, fill_state, unique_state
 from ..gates import trace, verify
 from ..groups import Graph
 from ..plan import Plan
 from ..ranking import choose, importance, moves, smallest
-from ..score import Loss, Objective, Scores, score
+from ..score import Scores, score
 from ..surgery.apply import apply
 from ..trace.record import evaluating
 from .checkpoint import NAME, Checkpoint
@@ -29,7 +31,10 @@ from .interrupt import Interrupt
 from .options import Options, make_options
 from .progress import Meter
 from .result import PruneResult
-from .training import OptimizerFactory, SchedulerFactory, Trainer, seed_everything
+from .stream import own_randomness, seed_everything
+from .training import OptimizerFactory, SchedulerFactory, Trainer
+
+log = logging.getLogger("secateurs")
 
 Evaluate: TypeAlias = Callable[[nn.Module], float]
 Callback: TypeAlias = Callable[[dict[str, Any], nn.Module], None]
@@ -107,6 +112,8 @@ def prune(
         Hooks(loss, objective, evaluate, metric, mode, finetune, tuple(callbacks)),
         None if out is None else Path(out),
     )
+    if finetune is None or run.criterion.needs:
+        check_loss(loss, objective)
     run.trainer = Trainer(run.model, train, loss, objective, optimizer, scheduler, chosen)
     if run.out is not None and (run.out / NAME).exists():
         saved = Checkpoint.load(run.out)
@@ -117,7 +124,9 @@ def prune(
                 f"{run.out} holds a run that was interrupted; go on with resume=True, "
                 "or use another folder"
             )
-    with Interrupt() as run.interrupt, Meter(progress) as run.meter:
+    run.trainer.accelerator.wait_for_everyone()
+    shown = progress and run.trainer.accelerator.is_main_process
+    with own_randomness(chosen.seed, 4), Interrupt() as run.interrupt, Meter(shown) as run.meter:
         return run.go()
 
 
@@ -172,7 +181,8 @@ class _Run:
             "targets": self.targets,
             "criterion": criterion.name,
             "metric": hooks.metric,
-            "options": options.model_dump(mode="json"),
+            "mode": hooks.mode,
+            **options.model_dump(mode="json"),
         }
 
     # ------------------------------------------------------------------ the loop
@@ -181,17 +191,20 @@ class _Run:
         if self.options.trackers:
             self.trainer.accelerator.init_trackers("secateurs")
         try:
-            if not self.history and not self.stopped:
-                self._phase("fine-tuning", self.options.warmup)
-                self._record({}, float("nan"), time.perf_counter())
-                self._checkpoint()
+            if not self.history:
+                started = time.perf_counter()
+                loss = self._phase("fine-tuning", self.options.warmup)
+                if not self.stopped:
+                    self._record({}, loss, started)
+                    self._checkpoint()
             while not self.stopped:
                 self._advance()
             if not self.finished and self.stopped in ("budget", "floor", "exhausted"):
                 self._finish()
-        except DataError as error:
-            if "not finite" not in str(error) or not self.history:
+        except NotFiniteError as error:
+            if self.good is None:
                 raise
+            log.warning("%s; the last good state is kept", error)
             self._revert()
             self.stopped = "nan"
         if self.options.trackers:
@@ -204,7 +217,7 @@ class _Run:
         seed_everything(self.options.seed, 2, self.step)
         inputs = self.trainer.to_device(self.example_inputs)
         graph = trace(self.model, inputs)
-        cost = Cost(graph)
+        cost = self._cost(graph)
         self._show(cost)
         if budgets.met(self.targets, cost):
             self.stopped = "budget"
@@ -218,7 +231,8 @@ class _Run:
             return
         self._remove(graph, graph.plan(units))
         loss = self._phase("updating weights", self.options.updates)
-        if self.stopped:
+        if self.stopped:  # interrupted: the step is taken again when the run is resumed
+            self._revert()
             return
         self.step += 1
         self._record(units, loss, started)
@@ -261,7 +275,9 @@ class _Run:
         if self._asked() or not updates:
             return float("nan")
         if self.hooks.finetune is not None:
-            self.hooks.finetune(self.model, updates)
+            other = self.hooks.finetune(self.model, updates)
+            if isinstance(other, nn.Module) and other is not self.model:
+                raise ConfigError("finetune must train the model that it is given, in place")
             return float("nan")
 
         def each() -> bool:
@@ -274,6 +290,7 @@ class _Run:
         """The last fine-tuning."""
         started = time.perf_counter()
         reason = self.stopped
+        self._remember()
         seed_everything(self.options.seed, 3)
         loss = self._phase("last fine-tuning", self.options.final)
         if self.stopped == reason:
@@ -283,20 +300,21 @@ class _Run:
             self._checkpoint()
 
     def _asked(self) -> bool:
-        if self.interrupt.asked:
+        asked = self.trainer.any(self.interrupt.asked)
+        if asked:
             self.stopped = "interrupted"
-        return self.interrupt.asked
+        return asked
 
     # ------------------------------------------------------------------ keeping track
     def _record(self, units: dict[str, list[int]], loss: float, started: float) -> None:
-        cost = Cost(trace(self.model, self.trainer.to_device(self.example_inputs)))
+        cost = self._cost(trace(self.model, self.trainer.to_device(self.example_inputs)))
         value = self._evaluate()
         record = {
             "step": self.step,
             "removed": {name: len(indices) for name, indices in units.items()},
             **cost.all(),
             "loss": None if loss != loss else loss,
-            "metric": value,
+            "metric": None if value is None or value != value else value,
             "seconds": time.perf_counter() - started,
         }
         self.history.append(record)
@@ -311,7 +329,12 @@ class _Run:
         if self.hooks.evaluate is None:
             return None
         with torch.no_grad(), evaluating(self.model):
-            return float(self.hooks.evaluate(self.model))
+            value = float(self.hooks.evaluate(self.model))
+        return float(self.trainer.agree(value))
+
+    def _cost(self, graph: Graph) -> Cost:
+        left = sum(self.originals.values()) - len(self.plan)
+        return Cost(graph, beside=left - len(graph.classes))
 
     def _show(self, cost: Cost) -> None:
         ways = [
@@ -332,8 +355,10 @@ class _Run:
 
     def _below_floor(self) -> bool:
         floor, value = self.options.floor, self.history[-1]["metric"]
-        if floor is None or value is None:
+        if floor is None:
             return False
+        if value is None:  # NaN holds no floor
+            return True
         return bool(value < floor if self.hooks.mode == "max" else value > floor)
 
     def _remember(self) -> None:
@@ -367,6 +392,10 @@ class _Run:
             self.history,
             self.settings,
             self.stopped if self.finished else "",
+            {
+                "stopped": self.stopped,
+                "scores": None if self.scores is None else self.scores.to_dict(),
+            },
         ).save(self.out)
 
     def restore(self, saved: Checkpoint) -> None:
@@ -375,12 +404,12 @@ class _Run:
         Raises:
             FileError: it belongs to a run with other settings, or to another model.
         """
-        mine = {**self.settings}
-        for key, value in saved.settings.items():
-            if mine.get(key) != value:
+        for key in sorted(saved.settings.keys() | self.settings.keys()):
+            before, now = saved.settings.get(key), self.settings.get(key)
+            if before != now:
                 raise FileError(
                     f"the checkpoint in {self.out} is of a run with other settings: {key} was "
-                    f"{value}, now {mine.get(key)}; resume with the same, or use another folder"
+                    f"{before}, now {now}; resume with the same, or use another folder"
                 )
         check_state(self.original, saved.plan, saved.model, self.out)
         apply(self.model, saved.plan, inplace=True)
@@ -388,11 +417,15 @@ class _Run:
         self.trainer.restore_optimizer(saved.optimizer, saved.numbers)
         self.trainer.stream.seek(*saved.place)
         self.plan, self.step, self.history = saved.plan, saved.step, saved.history
-        self.stopped, self.finished = saved.finished, bool(saved.finished)
+        self.stopped, self.finished = saved.extra["stopped"], bool(saved.finished)
+        scores = saved.extra["scores"]
+        self.scores = None if scores is None else Scores.from_dict(scores)
 
     def _result(self) -> PruneResult:
         cut = apply(self.original, self.plan)
         proof = verify(self.original, cut, self.plan, self.example_inputs, graph=self.graph)
+        if not proof.holds:
+            log.warning("%s", proof)
         graph = trace(self.model, self.trainer.to_device(self.example_inputs))
         self.model.train(self.original.training)
         return PruneResult(
@@ -402,7 +435,7 @@ class _Run:
             self.scores,
             proof,
             self.before,
-            Cost(graph).all(),
+            self._cost(graph).all(),
             self.stopped,
             self.settings,
         )

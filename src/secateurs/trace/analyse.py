@@ -103,8 +103,16 @@ class Analysis:
         return self.axes[node.inputs[0]]
 
     def frozen_outputs(self, node: Node, reason: str) -> list[list[Axis]]:
+        """Outputs that must keep their sizes; the first axis stays the batch if it was."""
+        first = self.axes[node.inputs[0]][:1] if node.inputs else []
+        count = [f.size for axis in first for f in leaves(axis) if f.batch]
         return [
-            [] if out is None else [frozen_axis(n, reason) for n in self.program.values[out].shape]
+            []
+            if out is None
+            else [
+                frozen_axis(n, reason, batch=d == 0 and [n] == count)
+                for d, n in enumerate(self.program.values[out].shape)
+            ]
             for out in node.outputs
         ]
 

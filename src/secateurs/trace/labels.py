@@ -196,7 +196,9 @@ class Labels:
     def _unite_leaves(self, a: Factor, b: Factor) -> None:
         if a is b:
             return
-        if b.virgin:
+        if a.frozen is not None and b.frozen is not None:
+            a.batch = b.batch = a.batch or b.batch
+        elif b.virgin:
             b.alias = a
         elif a.virgin:
             a.alias = b

@@ -229,7 +229,11 @@ def _probe(analysis: Analysis, node: Node) -> list[Axes]:
     target = analysis.shape(node)
     out: list[Axis | None] = [None] * len(target)
     for d, axis in enumerate(axes):
-        if all(f.frozen is not None for f in leaves(axis)):
+        batch = any(f.batch for f in leaves(axis))
+        if all(f.frozen is not None for f in leaves(axis)) and not batch:
+            continue
+        if batch and shape[d] == 1 and d < len(target) and target[d] == 1:
+            out[d] = axis
             continue
         moved = _run_on_indices(node, shape, d)
         for e, n in enumerate(target):

@@ -1,0 +1,53 @@
+"""Batches of data: where they are, and how a model and a loss are called with one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .errors import DataError
+from .trace.record import as_call
+
+Loss: TypeAlias = Callable[[Any, Any], Tensor]
+Objective: TypeAlias = Callable[[Any, Any], Tensor]
+
+
+def check_loss(loss: Loss | None, objective: Objective | None) -> None:
+    """Exactly one of the two must be given.
+
+    Raises:
+        DataError: none or both are.
+    """
+    if (loss is None) == (objective is None):
+        raise DataError("pass loss(output, target) or objective(model, batch), one of the two")
+
+
+def loss_of(model: Any, batch: Any, loss: Loss | None, objective: Objective | None) -> Tensor:
+    """The loss of a batch: one value per example, or a scalar.
+
+    The input of a pair is whatever `trace` takes: a tensor, a tuple of positional arguments, or a
+    mapping of keyword arguments.
+
+    Raises:
+        DataError: the batch is not a pair, where `loss` needs one.
+    """
+    if objective is not None:
+        return objective(model, batch)
+    if loss is None or not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise DataError(
+            "loss(output, target) needs batches that are pairs (input, target); "
+            "pass objective(model, batch) for any other"
+        )
+    args, kwargs = as_call(batch[0])
+    return loss(model(*args, **kwargs), batch[1])
+
+
+def to_device(data: Any, device: torch.device) -> Any:
+    """The same data with its tensors on a device."""
+    if isinstance(data, Mapping) and not isinstance(data, dict):
+        data = dict(data)
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), data)
