@@ -44,7 +44,7 @@ bench-score: $(VENV)/.test  ## time a Taylor pass against a plain forward and ba
 	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/score_time.py
 
 bench-lenet: $(VENV)/.runtime  ## the demo's error and latency at 20% and 10% of the MACs, 3 seeds
-	PYTHONPATH=examples/mnist $(BIN)/python benchmarks/lenet.py
+	PYTHONPATH=examples/mnist $(BIN)/python benchmarks/lenet_seeds.py
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -44,7 +44,7 @@ def targets(budget: Mapping[str, float], cost: Cost) -> dict[str, int]:
 
 def _number(given: Any) -> float:
     """Any real number as a float, NumPy's too; NaN for anything else."""
-    return float(given) if isinstance(given, Real) and not isinstance(given, bool) else math.nan
+    return math.nan if isinstance(given, bool) or not isinstance(given, Real) else float(given)
 
 
 def met(targets: Mapping[str, int], cost: Cost, cut: Selection | None = None) -> bool:
