@@ -404,3 +404,128 @@ def test_a_model_with_frozen_parameters_is_pruned_and_they_stay_frozen():
     kept = [i for i in range(12) if i not in result.plan.groups.get("0", [])]
     assert not result.model[0].weight.requires_grad
     assert torch.equal(result.model[0].weight, before[kept])
+
+
+# ---------------------------------------------------------------------- what review found
+class Noisy(torch.utils.data.Dataset):
+    """Draws at random for every example, from the global generator."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        return torch.randn(1, 8, 8), i % 3
+
+
+def test_random_augmentation_resumes_too():
+    def loader():
+        return torch.utils.data.DataLoader(Noisy(), 8, shuffle=True)
+
+    whole = Stream(loader(), seed=5)
+    list(whole.take(7))
+    resumed = Stream(loader(), seed=5)
+    resumed.seek(*whole.place)
+    seed_everything(1)
+    for (a, _), (b, _) in zip(whole.take(6), resumed.take(6), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_workers_take_turns():
+    batches = [x for x, _ in Stream(data(), seed=0).take(6)]
+    for worker in (0, 1):
+        mine = [x for x, _ in Stream(data(), 0, worker, 2).take(3)]
+        assert all(torch.equal(a, b) for a, b in zip(mine, batches[worker::2], strict=True))
+
+
+def test_the_surroundings_decide_nothing_and_are_left_alone():
+    results = []
+    for ambient in (1, 2):
+        model = net()
+        torch.manual_seed(ambient)
+        before = torch.get_rng_state()
+        results.append(prune(model, warmup=3))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert same(*(weights(r.model) for r in results))
+
+
+def test_nan_weights_are_never_kept():
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("nan")
+
+    calls = 0
+
+    def loss(output, target):
+        nonlocal calls
+        calls += 1
+        return LOSS(Poison.apply(output) if calls == 10 else output, target)
+
+    result = prune(loss=loss, step=3, updates=3)
+    assert result.stopped == "nan"
+    assert all(torch.isfinite(t).all() for t in result.model.state_dict().values())
+
+
+def test_a_floor_survives_a_restart(tmp_path):
+    def run(**changes):
+        return prune(
+            evaluate=lambda m: float(m[8].weight.shape[0] + m[4].weight.shape[0]), floor=30,
+            step=3, budget={"macs": 0.1}, **changes,
+        )  # fmt: skip
+
+    class KilledError(Exception):
+        pass
+
+    whole = run()
+    assert whole.stopped == "floor"
+    count = len(whole.history) - 1
+
+    def kill(record, model):
+        if len(seen) == count:
+            raise KilledError
+        seen.append(record)
+
+    seen: list = []
+    with pytest.raises(KilledError):
+        run(out=tmp_path, callbacks=[kill])
+    resumed = run(out=tmp_path, resume=True)
+    assert resumed.plan == whole.plan
+    assert same(weights(resumed.model), weights(whole.model))
+
+
+def test_a_layer_kept_in_eval_mode_stays_so_and_the_result_is_plain():
+    model = net()
+    model[1].eval()
+    result = prune(model)
+    kept = [i for i in range(12) if i not in result.plan.groups.get("0", [])]
+    assert torch.equal(result.model[1].running_mean, model[1].running_mean[kept])
+    assert not result.model[1].training
+    assert "_is_accelerate_prepared" not in result.model.__dict__
+    assert "forward" not in result.model.__dict__
+
+
+def test_tied_weights_with_momentum_are_checkpointed(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.b.weight = self.a.weight
+            self.c, self.d = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.d(self.c(self.b(self.a(x))).relu())
+
+    torch.manual_seed(0)
+    batch = [(torch.randn(8, 6), torch.randint(3, (8,)))]
+    result = sc.prune(Tied(), batch[0][0], train=batch, loss=LOSS, budget={"units": 0.7},
+                      out=tmp_path, **QUICK)  # fmt: skip
+    assert result.proof.holds
+
+
+def test_an_optimizer_with_factored_state_starts_anew_where_it_was_cut():
+    result = prune(optimizer=lambda p: torch.optim.Adafactor(p, lr=1e-3))
+    assert result.stopped == "budget"

@@ -427,7 +427,8 @@ class _Run:
         if not proof.holds:
             log.warning("%s", proof)
         graph = trace(self.model, self.trainer.to_device(self.example_inputs))
-        self.model.train(self.original.training)
+        for mine, theirs in zip(self.model.modules(), self.original.modules(), strict=True):
+            mine.training = theirs.training
         return PruneResult(
             self.model,
             self.plan,

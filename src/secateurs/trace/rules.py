@@ -456,6 +456,8 @@ def _spatial(analysis: Analysis, node: Node) -> list[Axes]:
     n = next(int(c) for c in "123" if f"{c}d" in name)
     for axis in axes[-n:]:
         analysis.labels.freeze(axis, SPACE)
+    for ident in node.inputs[1:]:
+        analysis.freeze_value(ident, "where to sample")
     out = [*axes[:-n], *(frozen_axis(s, SPACE) for s in analysis.shape(node)[-n:])]
     return [out for _ in node.outputs]
 
@@ -467,7 +469,7 @@ for _name in (
     "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d "
     "upsample_trilinear3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
     "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d "
-    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
+    "grid_sampler_2d grid_sampler_3d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
 ).split():
     RULES[_name] = _spatial
 
