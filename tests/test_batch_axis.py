@@ -17,7 +17,7 @@ MOVES = {
     "repeat": lambda x: x.repeat(1, 1, 2, 1),
     "roll": lambda x: x.roll(1, -1),
     "grid_sample": lambda x: F.grid_sample(
-        x, torch.linspace(-1, 1, 18).reshape(1, 3, 3, 2).expand(len(x), -1, -1, -1),
+        x, torch.linspace(-1, 1, 18, dtype=x.dtype).reshape(1, 3, 3, 2).expand(len(x), -1, -1, -1),
         align_corners=False,
     ),
 }  # fmt: skip
