@@ -46,7 +46,7 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
     for literal in plan.literals:
         _method(modules, literal)
     with torch.no_grad():
-        known: dict[tuple[int, int], torch.Tensor] = {}
+        known: dict[tuple[int, int], tuple[torch.Tensor, int]] = {}
         cut = {name: s.cut(own[name].detach(), known) for name, s in plan.tensors.items()}
     if not inplace:
         # the copy shares nothing with the model, and never holds the full-size tensors
