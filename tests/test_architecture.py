@@ -23,8 +23,8 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 FLOORS = [
     {"errors", "tables", "atomic"},
     {"trace"},
-    {"groups", "plan", "plan_schema", "gates", "cost", "latency", "budget", "surgery", "criteria",
-     "oracle", "score", "ranking", "batches", "watch"},
+    {"groups", "plan", "plan_schema", "slices", "gates", "cost", "latency", "budget", "surgery",
+     "criteria", "oracle", "score", "ranking", "batches", "watch"},
     {"process", "files", "report", "compare", "sparse"},
     {"keras"},
     {"__init__"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -325,7 +326,7 @@ class Graph:
         if len(parts) == 1:
             return self.incidence(parts[0])
         shape = [part.size for part in parts]
-        everywhere = np.arange(int(np.prod(shape))).reshape(shape)
+        everywhere = np.arange(math.prod(shape)).reshape(shape)
         where, which = [], []
         for d, part in enumerate(parts):
             positions, units = self.incidence(part)
@@ -340,7 +341,7 @@ class Graph:
     def _slot_counts(self, axis: Axis) -> list[tuple[Ints, int]]:
         """(units in order of position, slices per unit) for each family on an axis."""
         parts = leaves(axis)
-        total = int(np.prod([part.size for part in parts]))
+        total = math.prod([part.size for part in parts])
         key = tuple(id(part) for part in parts)
         if key in self._families:
             return self._families[key]

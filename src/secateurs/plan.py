@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,96 +16,13 @@ from torch import nn
 
 from .atomic import read_text, write_text
 from .errors import FileError, MendError, PlanError
+from .slices import Slices, complement
 from .surgery.mend import Literal, mend
-from .trace.labels import Ints, leaves
+from .trace.labels import leaves
 from .trace.record import model_tensors
 
 if TYPE_CHECKING:
     from .groups import Graph, Group, Selection
-
-
-def complement(indices: Sequence[int] | Ints, size: int) -> Ints:
-    """The indices below `size` that are not among these."""
-    mask = np.ones(size, dtype=bool)
-    mask[np.asarray(indices, dtype=np.int64)] = False
-    return np.flatnonzero(mask)
-
-
-def _select(
-    tensor: torch.Tensor,
-    dim: int,
-    gone: list[int],
-    known: dict[tuple[int, int], tuple[torch.Tensor, int]],
-) -> torch.Tensor:
-    """The tensor without some indices of a dimension, copied in runs as long as can be."""
-    size = tensor.shape[dim]
-    key = (id(gone), size)
-    if key not in known:
-        kept = complement(gone, size)
-        breaks = np.flatnonzero(np.diff(kept, prepend=-2) != 1)
-        # a flattened channel leaves as a run of columns: whole runs move faster than columns
-        run = int(np.gcd.reduce([size, len(kept), *kept[breaks], *breaks]))
-        known[key] = (torch.from_numpy(kept[::run] // run).to(tensor.device), run)
-    index, run = known[key]
-    if run == 1:
-        return tensor.index_select(dim, index)
-    runs = tensor.unflatten(dim, (size // run, run)).index_select(dim, index)
-    return runs.flatten(dim, dim + 1)
-
-
-@dataclass(frozen=True)
-class Slices:
-    """What one tensor loses: per dimension, one list of indices, or one list per block.
-
-    A dimension of a grouped kernel may lose other indices in each of `len(blocks)` equal runs of
-    rows (dimension 0); all blocks lose equally many.
-    """
-
-    shape: tuple[int, ...]
-    removed: dict[int, list[list[int]]]
-
-    @property
-    def new_shape(self) -> tuple[int, ...]:
-        return tuple(n - len(self.removed.get(d, [[]])[0]) for d, n in enumerate(self.shape))
-
-    def keep(self, dim: int) -> list[Ints]:
-        """The indices that stay along a dimension, per block."""
-        return [complement(gone, self.shape[dim]) for gone in self.removed.get(dim, [[]])]
-
-    def cut(
-        self,
-        tensor: torch.Tensor,
-        known: dict[tuple[int, int], tuple[torch.Tensor, int]] | None = None,
-    ) -> torch.Tensor:
-        """The tensor without what it loses; `known` shares index tensors between calls.
-
-        >>> Slices((2, 3), {1: [[0]]}).cut(torch.arange(6).reshape(2, 3)).tolist()
-        [[1, 2], [4, 5]]
-        """
-        # Blocks are runs of the original rows; then rows, as whole rows are cheap to drop.
-        for dim in sorted(self.removed, key=lambda d: (len(self.removed[d]) == 1, d)):
-            blocks = self.removed[dim]
-            rows = tensor.shape[0] // len(blocks)
-            runs = tensor.split(rows) if len(blocks) > 1 else (tensor,)
-            parts = [
-                _select(run, dim, gone, {} if known is None else known)
-                for run, gone in zip(runs, blocks, strict=True)
-            ]
-            tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return tensor.contiguous()
-
-    def then(self, other: Slices) -> Slices:
-        """This cut followed by another, as one cut of the original tensor."""
-        removed: dict[int, list[list[int]]] = {}
-        for dim in sorted({*self.removed, *other.removed}):
-            first, second = self.keep(dim), other.keep(dim)
-            blocks = max(len(first), len(second))
-            first, second = (side * (blocks // len(side)) for side in (first, second))
-            removed[dim] = [
-                complement(a[b], self.shape[dim]).tolist()
-                for a, b in zip(first, second, strict=True)
-            ]
-        return Slices(self.shape, removed)
 
 
 @dataclass(frozen=True)
@@ -279,11 +198,6 @@ class Plan:
         return cls.from_json(read_text(path))
 
 
-def _axis_size(slices: Slices, dim: int, *, cut: bool = False) -> int:
-    """How long the axis along a dimension is; over all its blocks."""
-    return (slices.new_shape if cut else slices.shape)[dim] * len(slices.removed[dim])
-
-
 def _whole(value: object) -> int:
     """A number of a file, as it stands: 1.5, "1" and true are no integers."""
     if type(value) is not int:
@@ -292,7 +206,7 @@ def _whole(value: object) -> int:
 
 
 def _numel(slices: Slices) -> int:
-    return int(np.prod(slices.shape))
+    return math.prod(slices.shape)
 
 
 # ---------------------------------------------------------------------- making plans
@@ -314,11 +228,7 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
     selection = graph.select(chosen)
     _check_axes(graph, selection)
     slices = _slices(graph, selection)
-    shapes = {
-        (name, dim): (_axis_size(own, dim), _axis_size(own, dim, cut=True))
-        for name, own in slices.items()
-        for dim in own.removed
-    }
+    shapes = {(name, dim): own.axis(dim) for name, own in slices.items() for dim in own.removed}
     attributes, literals = mend(graph.analysis, selection, shapes)
     return Plan(
         chosen,
@@ -331,18 +241,16 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
 
 
 def _as_indices(group: Group, indices: Iterable[int]) -> list[int]:
-    out = []
-    for index in indices:
-        try:
-            number = index.__index__()
-        except (AttributeError, TypeError):
-            raise PlanError(f"unit {index!r} of group {group.name!r} is not an integer") from None
+    try:
+        out = [operator.index(index) for index in indices]
+    except TypeError as error:
+        raise PlanError(f"a unit of group {group.name!r} is not an integer: {error}") from None
+    for number in out and (min(out), max(out)):
         if not 0 <= number < group.size:
             raise PlanError(
                 f"unit {number} of group {group.name!r} is out of range: "
                 f"it has {group.size} units, 0 to {group.size - 1}"
             )
-        out.append(int(number))
     return out
 
 

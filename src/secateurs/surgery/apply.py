@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import PlanError
 from ..plan import Plan
+from ..slices import Known
 from ..trace.record import modules_of
 from .mend import Literal
 
@@ -45,9 +46,8 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
     attributes = {n: _locate(modules, n, old) for n, (old, _) in plan.attributes.items()}
     for literal in plan.literals:
         _method(modules, literal)
-    with torch.no_grad():
-        known: dict[tuple[int, int], tuple[torch.Tensor, int]] = {}
-        cut = {name: s.cut(own[name].detach(), known) for name, s in plan.tensors.items()}
+    known: Known = {}
+    cut = {name: slices.cut(own[name], known) for name, slices in plan.tensors.items()}
     if not inplace:
         # the copy shares nothing with the model, and never holds the full-size tensors
         memo: dict[int, Any] = {id(own[name]): _twin(own[name], new) for name, new in cut.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
@@ -21,7 +22,7 @@ class Ref:
     id: int
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """One torch function that the model called; its integers, and where in whose code."""
 
@@ -39,7 +40,7 @@ class Call:
         return f"{self.code.co_filename}:{self.line}: {self.name}"
 
 
-@dataclass
+@dataclass(slots=True)
 class Node:
     """One ATen operation: `outputs` are value ids (None: not a tensor)."""
 
@@ -54,7 +55,12 @@ class Node:
 
     @property
     def name(self) -> str:
-        return str(self.op.overloadpacket).replace("aten.", "")
+        return _packet_name(self.op)
+
+
+@functools.cache
+def _packet_name(op: torch._ops.OpOverload) -> str:
+    return str(op.overloadpacket).replace("aten.", "")
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -53,15 +53,19 @@ def modules_of(model: nn.Module) -> dict[str, nn.Module]:
     return out
 
 
+_SCALARS = frozenset({int, float, bool, str, type(None)})
+_PLAIN = _SCALARS | {tuple, list, dict, set}
+
+
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter, buffer and plain tensor attribute by path; shared ones under each path."""
     out: dict[str, torch.Tensor] = {}
     for path, module in modules_of(model).items():
         prefix = f"{path}." if path else ""
         for store in (module._parameters, module._buffers, module.__dict__):
-            for name, tensor in store.items():
-                if isinstance(tensor, torch.Tensor):
-                    out[prefix + name] = tensor
+            for name, value in store.items():
+                if type(value) not in _PLAIN and isinstance(value, torch.Tensor):
+                    out[prefix + name] = value
     return out
 
 
@@ -187,6 +191,8 @@ class Recorder:
 
     def reference(self, arg: Any, found: list[int]) -> Any:
         """An argument with its tensors as references, which are added to `found`."""
+        if type(arg) in _SCALARS:
+            return arg
         if isinstance(arg, torch.Tensor):
             found.append(self.value(arg))
             return Ref(found[-1])
@@ -251,7 +257,9 @@ class Recorder:
 
     # ------------------------------------------------------------------ calls and sizes
     def note(self, func: Any, args: Any, kwargs: Any) -> Call | None:
-        integers = list(_integers((args, tuple(kwargs.values()))))
+        integers: list[int] = []
+        _add_integers(integers, args)
+        _add_integers(integers, tuple(kwargs.values()))
         if not integers:
             return None
         call = Call(getattr(func, "__name__", str(func)), integers)
@@ -285,15 +293,15 @@ class Recorder:
         return TaggedInt(result, Size(self.value(args[0]), dim % args[0].dim()))
 
 
-def _integers(arg: Any) -> Iterator[int]:
+def _add_integers(found: list[int], args: Iterable[Any]) -> None:
     """The integers in a function's arguments, in order; bounds of slices too."""
-    if type(arg) is TaggedInt or type(arg) is int:
-        yield arg
-    elif isinstance(arg, (tuple, list)):
-        for item in arg:
-            yield from _integers(item)
-    elif isinstance(arg, slice):
-        yield from _integers((arg.start, arg.stop, arg.step))
+    for arg in args:
+        if type(arg) is TaggedInt or type(arg) is int:
+            found.append(arg)
+        elif isinstance(arg, (tuple, list)):
+            _add_integers(found, arg)
+        elif isinstance(arg, slice):
+            _add_integers(found, (arg.start, arg.stop, arg.step))
 
 
 @contextlib.contextmanager
@@ -308,13 +316,14 @@ def _tagged_attributes(model: nn.Module, known: dict[Attribute, int]) -> Iterato
             saved.append((attributes, dict(attributes)))
             for name, value in list(attributes.items()):
                 if type(value) is int:
-                    source = Attribute(path, name)
-                    known[source] = value
-                    attributes[name] = TaggedInt(value, source)
+                    if value > 1:  # no smaller number is the size of something that can be cut
+                        source = Attribute(path, name)
+                        known[source] = value
+                        attributes[name] = TaggedInt(value, source)
                 elif (
                     type(value) in (tuple, list)
-                    and value
                     and all(type(item) is int for item in value)
+                    and max(value, default=0) > 1
                 ):
                     sources = [Attribute(path, name, i) for i in range(len(value))]
                     known.update(zip(sources, value, strict=True))

@@ -7,6 +7,7 @@ reduction, …); one that no rule covers freezes every axis that touches it, by 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -44,6 +45,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+@functools.cache
 def op_name(op: Any) -> str:
     """The bare name of an operation, in-place forms included: add_ is add."""
     name = op._schema.name.split("::")[-1]
@@ -54,6 +56,7 @@ def is_pointwise(op: Any) -> bool:
     return torch.Tag.pointwise in op.tags or op_name(op) in _ALSO_POINTWISE
 
 
+@functools.cache
 def supported(op: Any) -> bool:
     """Whether a rule of ours covers this operation."""
     return op_name(op) in RULES or is_pointwise(op)

@@ -10,11 +10,10 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, SupportsInt, TypeAlias
+from typing import Any, NamedTuple, SupportsInt, TypeAlias
 
 
-@dataclass(frozen=True)
-class Attribute:
+class Attribute(NamedTuple):
     """An integer attribute of a module, or item `index` of a tuple or list attribute."""
 
     module: str
@@ -26,8 +25,7 @@ class Attribute:
         return f"{self.module}.{self.name}{item}" if self.module else f"{self.name}{item}"
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """The size of dimension `dim` of the value `value` of a program."""
 
     value: int
