@@ -59,8 +59,13 @@ _PLAIN = _SCALARS | {tuple, list, dict, set}
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter, buffer and plain tensor attribute by path; shared ones under each path."""
+    return tensors_of(modules_of(model))
+
+
+def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+    """The same, of modules by path."""
     out: dict[str, torch.Tensor] = {}
-    for path, module in modules_of(model).items():
+    for path, module in modules.items():
         prefix = f"{path}." if path else ""
         for store in (module._parameters, module._buffers, module.__dict__):
             for name, value in store.items():
@@ -92,6 +97,8 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is aten.empty.memory_format and 0 in args[0]:
+            return func(*args, **kwargs)  # a placeholder: nothing is ever in it
         if not self.recorder.supported(func):
             decomposed = self._decompose(func, args, kwargs)
             if decomposed is not NotImplemented:
@@ -144,12 +151,13 @@ class Recorder:
         self.program = Program()
         self.call: Call | None = None
         self.stack: list[str] = [""]
-        self.paths = {id(m): path for path, m in reversed(modules_of(model).items())}
+        self.modules = modules_of(model)
+        self.paths = {id(m): path for path, m in reversed(self.modules.items())}
         self._ids: dict[int, tuple[Callable[[], torch.Tensor | None], int]] = {}
         self._storage: dict[int, int] = {}
         self._inplace: list[tuple[int, int]] = []
         self.names: dict[int, str] = {}
-        for name, tensor in model_tensors(model).items():
+        for name, tensor in tensors_of(self.modules).items():
             self.names.setdefault(id(tensor), name)
         for parameter in model.parameters():
             shape = tuple(parameter.shape)
@@ -170,8 +178,10 @@ class Recorder:
                     del ids[key]
 
             ids[key] = (weakref.ref(tensor, forget), ident)
-        with contextlib.suppress(RuntimeError, NotImplementedError):  # not every tensor has one
+        try:  # noqa: SIM105 - a context manager here costs as much as all the rest
             self._storage[ident] = tensor.untyped_storage()._cdata
+        except (RuntimeError, NotImplementedError):
+            pass  # not every tensor has one
         return ident
 
     def value(self, tensor: torch.Tensor) -> int:
@@ -197,7 +207,7 @@ class Recorder:
             found.append(self.value(arg))
             return Ref(found[-1])
         if type(arg) in (list, tuple):
-            return [self.reference(item, found) for item in arg]
+            return [i if type(i) is int else self.reference(i, found) for i in arg]
         if isinstance(arg, torch.device) and arg == META:
             return self.device
         return int(arg) if isinstance(arg, TaggedInt) else arg
@@ -305,12 +315,14 @@ def _add_integers(found: list[int], args: Iterable[Any]) -> None:
 
 
 @contextlib.contextmanager
-def _tagged_attributes(model: nn.Module, known: dict[Attribute, int]) -> Iterator[None]:
+def _tagged_attributes(
+    modules: Mapping[str, nn.Module], known: dict[Attribute, int]
+) -> Iterator[None]:
     """While open, modules hand out integer attributes with provenance; then all is as before."""
     saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
     try:
         # a shared module keeps its first path
-        once = {id(module): (path, module) for path, module in reversed(modules_of(model).items())}
+        once = {id(module): (path, module) for path, module in reversed(modules.items())}
         for path, module in once.values():
             attributes = module.__dict__
             saved.append((attributes, dict(attributes)))
@@ -437,7 +449,7 @@ def _run(model: nn.Module, recorder: Recorder, call: Any) -> Program:
     with (
         torch.no_grad(),
         _plain_kernels(),
-        _tagged_attributes(model, program.attributes),
+        _tagged_attributes(recorder.modules, program.attributes),
         _module_stack(recorder),
         _Dispatch(recorder),
         _Functions(recorder),

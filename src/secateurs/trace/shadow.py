@@ -57,12 +57,17 @@ class Shadow:
         Raises:
             TypeError: operands on two devices, or a contraction of two dtypes.
         """
-        tensors = [t for arg in args for t in _tensors(arg)]
+        tensors: list[Tensor] = []
+        for arg in args:
+            if isinstance(arg, Tensor):
+                tensors.append(arg)
+            elif type(arg) in (list, tuple):
+                tensors += [item for item in arg if isinstance(item, Tensor)]
         shadowed = any(t.is_meta or id(t) in self.own for t in tensors)
         if not shadowed:
             return func(*args, **kwargs)
         self._check(func, tensors)
-        small = tuple(self._swap(arg) for arg in args)
+        small = tuple(map(self._swap, args))
         name = func._schema.name[6:]
         if not kwargs:
             done = _short_cut(name, small)
@@ -74,7 +79,7 @@ class Shadow:
 
     def _check(self, func: Any, tensors: list[Tensor]) -> None:
         for tensor in tensors:
-            if tensor.device not in (self.device, META) and tensor.dim():
+            if not tensor.is_meta and tensor.device != self.device and tensor.dim():
                 raise TypeError(f"{func}: tensors on {tensor.device} and on {self.device}")
         if func._schema.name[6:] in _CONTRACTIONS and len({t.dtype for t in tensors}) > 1:
             dtypes = sorted({str(t.dtype) for t in tensors})
@@ -84,16 +89,8 @@ class Shadow:
         if isinstance(arg, Tensor):
             return self.twin(arg)
         if type(arg) in (list, tuple):
-            return [self._swap(item) for item in arg]
+            return [i if type(i) is int else self._swap(i) for i in arg]
         return arg
-
-
-def _tensors(arg: Any) -> list[Tensor]:
-    if isinstance(arg, Tensor):
-        return [arg]
-    if type(arg) in (list, tuple):
-        return [item for item in arg if isinstance(item, Tensor)]
-    return []
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
