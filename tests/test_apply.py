@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from tests.networks import NETWORKS, HardView, network
 from tests.support import call
+from tests.zoo import ZOO, zoo_model
 from torch import nn
 
 import secateurs as sc
@@ -169,6 +170,18 @@ def test_a_cut_model_trains_copies_and_can_be_cut_again(name: str) -> None:
     again = sc.trace(small, inputs).random_plan(0.2, seed=7, exact_only=False)
     assert sc.verify(small, sc.apply(small, again), again, inputs).holds
     assert small.training
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_cut_network_of_torchvision_trains(name: str) -> None:
+    model, x = zoo_model(name)
+    small = sc.apply(model, sc.trace(model, x).random_plan(0.3), inplace=True).train()
+    outputs = small(x)
+    for output in outputs if isinstance(outputs, tuple) else (outputs,):
+        output.square().mean().backward(retain_graph=True)
+    for path, parameter in small.named_parameters():
+        assert parameter.grad is not None, path
+        assert parameter.grad.isfinite().all(), path
 
 
 def test_deleting_by_any_member_is_deleting_the_group() -> None:

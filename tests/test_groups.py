@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import pytest
@@ -172,7 +173,8 @@ ORDINARY = {
     "output of the network",
     "kernel axis",
     "an axis of one index",
-    "the traced run did not touch this parameter",  # GoogLeNet's auxiliary heads
+    "it runs in training mode only",  # inside GoogLeNet's auxiliary heads
+    "output of the network in training mode",
 }
 
 
@@ -211,6 +213,43 @@ def test_a_parameter_that_the_run_did_not_touch_is_frozen_and_says_so() -> None:
     }  # fmt: skip
     with pytest.raises(PlanError, match="aside"):
         graph["aside"]
+
+
+class Aside(Skips):
+    """A head that runs in training mode only, and draws random numbers there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        hidden = torch.relu(self.a(x))
+        if not self.training:
+            return self.b(hidden)
+        return self.b(hidden), self.aside(hidden * torch.rand(()))
+
+
+def test_what_runs_in_training_mode_only_is_coupled_too() -> None:
+    model, x = Aside().eval(), torch.randn(2, 4)
+    random, weights = torch.get_rng_state(), copy.deepcopy(model.state_dict())
+    graph = sc.trace(model, x)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not model.training
+    assert all(torch.equal(model.state_dict()[name], old) for name, old in weights.items())
+    assert "aside" in graph["a"].members
+    assert {f.reason for f in graph.frozen if f.tensor == "aside.weight"} == {
+        "output of the network in training mode"
+    }
+    small = sc.delete_channels(model, {"a": [0, 5]}, x)
+    assert [t.shape for t in small.train()(x)] == [(2, 2), (2, 3)]
+
+
+def test_a_training_mode_that_does_not_run_on_these_inputs_is_left_aside() -> None:
+    class NeedsTargets(Skips):
+        def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+            if self.training:
+                return (self.aside(self.a(x)) - targets).square()
+            return self.b(torch.relu(self.a(x)))
+
+    graph = sc.trace(NeedsTargets(), torch.zeros(2, 4))
+    assert graph.records() == sc.trace(Skips(), torch.zeros(2, 4)).records()
+    assert graph.frozen == sc.trace(Skips(), torch.zeros(2, 4)).frozen
 
 
 def test_an_operation_without_a_rule_freezes_by_name() -> None:

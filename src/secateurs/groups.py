@@ -260,6 +260,7 @@ class Graph:
         self._assign(slots)
         self._mark_inexact()
         self._balance()
+        self._leave_training_only()
         self._describe(slots)
 
     def _number_units(self, slots: list[tuple[str, int, Axis]]) -> None:
@@ -437,6 +438,19 @@ class Graph:
         if spoiled:
             given_up = {int(self.group_of[unit]): reason for unit, reason in spoiled.items()}
             self._freeze_groups(given_up)
+
+    def _leave_training_only(self) -> None:
+        """Units that no tensor of the eval run holds have no importance to measure there."""
+        program, order = self.analysis.program, self.analysis.order
+        if not program.training.nodes:
+            return
+        evaluated = np.zeros(len(self.groups), dtype=bool)
+        for (name, _), families in self._counts.items():
+            if order.get(name, 0) < len(program.nodes):
+                for units, _ in families:
+                    evaluated[self.group_of[units[self.group_of[units] >= 0]]] = True
+        left = np.flatnonzero(~evaluated).tolist()
+        self._freeze_groups(dict.fromkeys(left, "it runs in training mode only"))
 
     def _merge(self, merged: Ints) -> None:
         """Join groups that share a balance constraint."""

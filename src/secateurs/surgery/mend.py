@@ -139,7 +139,9 @@ def _places(
 
 def sized_nodes(analysis: Analysis) -> list[Node]:
     """The nodes that state sizes in a torch function of the model's own code."""
-    return [n for n in analysis.program.nodes if n.call is not None and states_sizes(n)]
+    program = analysis.program
+    nodes = (*program.nodes, *program.training.nodes)
+    return [n for n in nodes if n.call is not None and states_sizes(n)]
 
 
 class _Known(dict[Any, int]):
@@ -237,7 +239,7 @@ def _descriptions(
     """Attributes that no function was given but that tell a reader the size of a weight."""
     owned: dict[str, list[Attribute]] = {}
     for attribute in analysis.program.attributes:
-        if attribute.index is None:
+        if attribute.item is None:
             owned.setdefault(attribute.module, []).append(attribute)
     out: dict[Attribute, int] = {}
     for (name, dim), (old, new) in axes.items():

@@ -62,6 +62,17 @@ class Analysis:
             self._step(node)
         for ident in program.output_ids():
             self.freeze_value(ident, "output of the network")
+        self._follow_training()
+
+    def _follow_training(self) -> None:
+        """What runs in training mode alone is coupled like the rest, but nothing is gated there."""
+        reads, statistics = list(self.reads), list(self.statistics)
+        for position, node in enumerate(self.program.training.nodes, len(self.program.nodes)):
+            self._position = position
+            self._step(node)
+        for ident in self.program.training.outputs:
+            self.freeze_value(ident, "output of the network in training mode")
+        self.reads, self.statistics = reads, statistics
 
     def _start(self) -> None:
         batch = {self.program.values[i].shape[:1] for i in self.program.inputs[:1]}

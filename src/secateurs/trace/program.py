@@ -72,6 +72,14 @@ class Value:
     live: bool
 
 
+@dataclass(slots=True)
+class Run:
+    """A run beside the one that a program replays: its nodes and the ids of its outputs."""
+
+    nodes: list[Node] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+
+
 Intercept: TypeAlias = Callable[[list[Any]], list[Any]]
 Instead: TypeAlias = Callable[..., Any]
 
@@ -84,7 +92,8 @@ class Program:
     `tensors` maps a parameter's, buffer's or tensor attribute's path to its value; `constants`
     holds tensors met on the way that belong to neither. `attributes` are the integer attributes of
     the modules, `methods` names the method of a module that a piece of code is, and `parameters`
-    gives the shape of every parameter of the model, used or not.
+    gives the shape of every parameter of the model, used or not. `training` is a run in training
+    mode, where eval mode leaves parameters unused.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -97,6 +106,7 @@ class Program:
     attributes: dict[Attribute, int] = field(default_factory=dict)
     methods: dict[tuple[str, CodeType], str] = field(default_factory=dict)
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    training: Run = field(default_factory=Run)
 
     def output_ids(self) -> list[int]:
         return [leaf.id for leaf in pytree.tree_leaves(self.outputs) if isinstance(leaf, Ref)]

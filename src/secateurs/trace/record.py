@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
-from .program import Call, Node, Program, Ref, Value
+from .program import Call, Node, Program, Ref, Run, Value
 from .shadow import META, Shadow
 from .tagged import Attribute, Size, TaggedInt
 
@@ -242,7 +242,13 @@ class Recorder:
         )
         return result
 
-    def functionalise(self) -> None:
+    def finish(self) -> None:
+        """Leave what the outputs of the run depend on, in pure forms where that can be."""
+        self._functionalise()
+        self._inplace.clear()
+        self.program.prune_dead()
+
+    def _functionalise(self) -> None:
         """Rewrite in-place operations that no other live name can see as their pure forms."""
         program = self.program
         last: dict[int, int] = {}
@@ -316,7 +322,7 @@ def _add_integers(found: list[int], args: Iterable[Any]) -> None:
 
 @contextlib.contextmanager
 def _tagged_attributes(
-    modules: Mapping[str, nn.Module], known: dict[Attribute, int]
+    modules: dict[str, nn.Module], known: dict[Attribute, int]
 ) -> Iterator[None]:
     """While open, modules hand out integer attributes with provenance; then all is as before."""
     saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
@@ -352,7 +358,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode while open; every module's own mode and every buffer's content afterwards."""
     buffers = [(b, b._version, b.clone()) for b in model.buffers()]
     try:
-        with _eval_mode(model):
+        with _mode(model, training=False):
             yield
     finally:
         for buffer, version, before in buffers:
@@ -361,16 +367,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [module for module in model.modules() if module.training]
+def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    modes = [module for module in model.modules() if module.training != training]
     buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     try:
         for module in modes:
-            module.training = False
+            module.training = training
         yield
     finally:
         for module in modes:
-            module.training = True
+            module.training = not training
         for held, before in buffers:
             held.update(before)
 
@@ -423,29 +429,50 @@ def record(model: nn.Module, example_inputs: Any, supported: Callable[[Any], boo
         raise TraceError("example_inputs holds no tensor; pass what model(...) is called with")
     recorder = Recorder(model, supported)
     try:
-        with _eval_mode(model):
-            shadow = recorder.shadow = Shadow(set(recorder.names), inputs[0].device)
-            program = _run(model, recorder, pytree.tree_map_only(torch.Tensor, shadow.twin, call))
+        shadow = recorder.shadow = Shadow(set(recorder.names), inputs[0].device)
+        twins = pytree.tree_map_only(torch.Tensor, shadow.twin, call)
+        with _mode(model, training=False):
+            _run(model, recorder, twins)
     except Exception:  # noqa: BLE001 - whatever it is, the real run will tell
         recorder = Recorder(model, supported)
         try:
             with evaluating(model):
-                program = _run(model, recorder, call)
+                _run(model, recorder, call)
         except Exception as error:
             raise TraceError(_why(model, recorder, inputs, error)) from error
+    program = recorder.program
     if not program.output_ids():
         raise TraceError("the model returned no tensor, so there is nothing to follow")
-    recorder.functionalise()
-    program.prune_dead()
+    recorder.finish()
+    if recorder.shadow is not None and not program.parameters.keys() <= program.tensors.keys():
+        _run_training(model, recorder, twins)
     return program
 
 
-def _run(model: nn.Module, recorder: Recorder, call: Any) -> Program:
+def _run_training(model: nn.Module, recorder: Recorder, call: Any) -> None:
+    """Follow what runs in training mode alone (an auxiliary head), so that a cut fits it too."""
     program = recorder.program
-    for leaf in pytree.tree_leaves(call):
-        if isinstance(leaf, torch.Tensor):
-            program.inputs.append(recorder.bind(leaf, live=True))
-            recorder.device = recorder.shadow.device if recorder.shadow else leaf.device
+    evaluated, tensors = (program.nodes, program.outputs), dict(program.tensors)
+    program.nodes = []
+    try:
+        with _mode(model, training=True), torch.random.fork_rng(devices=[]):
+            _run(model, recorder, call)
+        recorder.finish()
+        program.training = Run(program.nodes, program.output_ids())
+    except Exception:  # noqa: BLE001 - it may need more than these inputs, its targets for one
+        program.tensors = tensors
+    finally:
+        program.nodes, program.outputs = evaluated
+
+
+def _run(model: nn.Module, recorder: Recorder, call: Any) -> None:
+    """One run on these inputs, written into the program."""
+    program = recorder.program
+    if not program.inputs:
+        for leaf in pytree.tree_leaves(call):
+            if isinstance(leaf, torch.Tensor):
+                program.inputs.append(recorder.bind(leaf, live=True))
+                recorder.device = recorder.shadow.device if recorder.shadow else leaf.device
     with (
         torch.no_grad(),
         _plain_kernels(),
@@ -460,7 +487,6 @@ def _run(model: nn.Module, recorder: Recorder, call: Any) -> Program:
         program.outputs = pytree.tree_map_only(
             torch.Tensor, lambda tensor: Ref(recorder.value(tensor)), output
         )
-    return program
 
 
 def _raised_in(recorder: Recorder, error: Exception) -> str:

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple, SupportsInt, TypeAlias
 
 
 class Attribute(NamedTuple):
-    """An integer attribute of a module, or item `index` of a tuple or list attribute."""
+    """An integer attribute of a module, or item `item` of a tuple or list attribute."""
 
     module: str
     name: str
-    index: int | None = None
+    item: int | None = None
 
     def __str__(self) -> str:
-        item = "" if self.index is None else f"[{self.index}]"
-        return f"{self.module}.{self.name}{item}" if self.module else f"{self.name}{item}"
+        name = self.name if self.item is None else f"{self.name}[{self.item}]"
+        return f"{self.module}.{name}" if self.module else name
 
 
 class Size(NamedTuple):
