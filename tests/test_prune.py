@@ -149,6 +149,16 @@ def test_units_removed_per_step_follow_the_step_option():
     assert 0 < removed[-1] <= 4
 
 
+def test_a_geometric_schedule_removes_in_proportion_to_what_is_left():
+    result = prune(step=0.25, schedule="geometric", budget={"units": 0.4})
+    removed = [sum(r["removed"].values()) for r in result.history if r["removed"]]
+    left = 12 + 16 + 24
+    for count in removed[:-1]:
+        assert count == round(0.25 * left)
+        left -= count
+    assert len(removed) > 2
+
+
 def test_least_important_units_go_first():
     model = net()
     scores = sc.score(model, sc.trace(model, X), criterion="weight")

@@ -161,6 +161,11 @@ class Graph:
     def program(self) -> Program:
         return self.analysis.program
 
+    @property
+    def size(self) -> int:
+        """How many units there are, in all groups."""
+        return sum(group.size for group in self.groups)
+
     # ------------------------------------------------------------------ lookup
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)

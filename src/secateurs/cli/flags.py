@@ -50,6 +50,7 @@ Inputs: TypeAlias = Annotated[
 # What each option of the loop means on the command line, with its unit.
 OPTIONS = {
     "step": "Units removed per step: below 1 a fraction of the original units, else a number.",
+    "schedule": "constant: as many units each step; geometric: in proportion to the units left.",
     "updates": "Weight updates after each removal.",
     "warmup": "Weight updates before the first removal.",
     "final": "Weight updates after the last removal.",

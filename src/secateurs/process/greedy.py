@@ -259,9 +259,15 @@ class _Run:
         candidates = moves(graph, ranked, options.limits, self.originals)
         if not candidates:
             return {}
-        whole = sum(self.originals.values())
-        at_most = options.step * whole if options.step < 1 else options.step
-        return choose(graph, cost, candidates, self.targets, max(1, round(at_most)))
+        return choose(graph, cost, candidates, self.targets, self._step_size())
+
+    def _step_size(self) -> int:
+        """At most how many units go in this step."""
+        options, whole = self.options, sum(self.originals.values())
+        units = options.step * whole if options.step < 1 else options.step
+        if options.schedule == "geometric":
+            units *= 1 - len(self.plan) / whole
+        return max(1, round(units))
 
     def _remove(self, graph: Graph, plan: Plan) -> None:
         shapes = {name: p.shape for name, p in self.model.named_parameters(remove_duplicate=False)}
@@ -334,7 +340,7 @@ class _Run:
 
     def _cost(self, graph: Graph) -> Cost:
         left = sum(self.originals.values()) - len(self.plan)
-        return Cost(graph, beside=left - len(graph.classes))
+        return Cost(graph, beside=left - graph.size)
 
     def _show(self, cost: Cost) -> None:
         ways = [

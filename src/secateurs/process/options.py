@@ -15,6 +15,8 @@ class Options(BaseModel):
 
     Attributes:
         step: units removed per step: a fraction of the original units if below 1, else a number.
+        schedule: 'constant' removes `step` each time; 'geometric' in proportion to the units left,
+            so that the steps grow finer as the network shrinks.
         updates: weight updates after each removal.
         warmup: weight updates before the first removal.
         final: weight updates after the last removal.
@@ -34,6 +36,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     step: Annotated[float, Field(gt=0)] = 0.05
+    schedule: Literal["constant", "geometric"] = "constant"
     updates: Annotated[int, Field(ge=0)] = 50
     warmup: Annotated[int, Field(ge=0)] = 0
     final: Annotated[int, Field(ge=0)] = 500
