@@ -205,6 +205,18 @@ def test_an_operation_that_onnx_lacks(tmp_path: Path) -> None:
     sc.export_pt2(NoOperator(), torch.randn(2, 4), tmp_path / "a.pt2")
 
 
+class Cond(nn.Module):
+    """Branches that are programs of their own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (x,))
+
+
+def test_a_program_that_load_would_refuse(tmp_path: Path) -> None:
+    with pytest.raises(sc.errors.ExportError, match=r"as plain data: .*(as_graph|no operation of)"):
+        sc.export_pt2(Cond(), torch.randn(2, 4), tmp_path / "a.pt2")
+
+
 def test_the_extra_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = to_onnx.importlib.util.find_spec
     monkeypatch.setattr(

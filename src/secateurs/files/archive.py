@@ -51,7 +51,7 @@ ARITHMETIC = {
     *(f"_operator.{n}" for n in "add sub mul floordiv mod neg eq ne lt le gt ge and_ or_".split()),
     *(f"torch.sym_{n}" for n in "max min not int float sum".split()),
 }
-SIZES = {"Symbol", "Integer", "Add", "Mul", "FloorDiv", "Mod", "PythonMod", "CeilDiv", "Max", "Min"}
+SIZES = {"Add", "Mul", "FloorDiv", "Mod", "PythonMod", "CeilDiv", "Max", "Min"}
 # A nest of plain containers; others import modules.
 CONTAINERS = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", None}
 # What zipfile raises on an archive that is not whole.
@@ -67,7 +67,7 @@ BROKEN = (
 # What reading plain data of another shape than expected raises.
 MALFORMED = (KeyError, TypeError, IndexError, AttributeError)
 # Parts of a program that hold code, or need it.
-CODE = {"as_graph", "as_operator", "as_custom_obj", "custom_obj", "token", "guards_code"}
+CODE = {"as_graph", "as_operator", "as_custom_obj", "custom_obj", "guards_code"}
 
 
 def inspected(path: str | Path) -> bytes:
@@ -78,11 +78,7 @@ def inspected(path: str | Path) -> bytes:
             unpickled, evaluated, loaded or called when it is read; says what.
     """
     try:
-        parts = _entries(path)
-        program = _program(_json(parts[PROGRAM], PROGRAM))
-        tensors = {name: _json(parts[name], name) for name in CONFIGS}
-        for name, folder in CONFIGS.items():
-            _payload(tensors[name], parts, folder, name)
+        return judged(path)
     except RefusedError as refusal:
         raise FileError(
             f"{path} is refused: {refusal}. sc.load reads what sc.export_pt2 writes; if you trust "
@@ -92,7 +88,15 @@ def inspected(path: str | Path) -> bytes:
         raise FileError(f"cannot read {path} as a .pt2 archive: it lacks {error}") from error
     except BROKEN as error:
         raise FileError(f"cannot read {path} as a .pt2 archive: {error}") from error
-    plain = {PROGRAM: program, **tensors}
+
+
+def judged(path: str | Path) -> bytes:
+    """The same, with the errors as they come."""
+    parts = _entries(path)
+    plain = {PROGRAM: _program(_json(parts[PROGRAM], PROGRAM))}
+    for name, folder in CONFIGS.items():
+        plain[name] = _json(parts[name], name)
+        _payload(plain[name], parts, folder, name)
     return _archive({**parts, **{name: json.dumps(data).encode() for name, data in plain.items()}})
 
 
@@ -118,7 +122,11 @@ def _entries(path: str | Path) -> dict[str, bytes]:
             if info.compress_type != zipfile.ZIP_STORED:
                 _refuse(f"its entry {name!r} is compressed")
             _known(name, info.file_size)
-        return {name: archive.read(info) for name, info in zip(names, infos, strict=True)}
+        parts = {name: archive.read(info) for name, info in zip(names, infos, strict=True)}
+    for name, value in PLAIN.items():
+        if parts.get(name, value) != value:
+            _refuse(f"its {name} is {parts[name][:80]!r}, not {value!r}")
+    return parts
 
 
 def _known(name: str, size: int) -> None:
@@ -236,24 +244,25 @@ def _size(text: str) -> None:
 
 
 def _is_size(node: ast.expr) -> bool:
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        return False
-    name, args = node.func.id, node.args
-    if name == "Symbol":
-        flags = all(isinstance(k.value, ast.Constant) and k.value.value is True
-                    for k in node.keywords)  # fmt: skip
-        return flags and len(args) == 1 and _is(args[0], lambda v: SYMBOL.fullmatch(v), str)
-    if node.keywords or name not in SIZES:
-        return False
-    if name == "Integer":
-        negative = isinstance(args[0], ast.UnaryOp) and isinstance(args[0].op, ast.USub)
-        number = args[0].operand if negative and isinstance(args[0], ast.UnaryOp) else args[0]
-        return len(args) == 1 and _is(number, lambda v: v < 2**63, int)
-    return all(_is_size(arg) for arg in args)
+    match node:
+        case ast.Call(ast.Name("Symbol"), [ast.Constant(str(name))], flags):
+            return bool(SYMBOL.fullmatch(name)) and all(map(_is_flag, flags))
+        case ast.Call(ast.Name("Integer"), [number], []):
+            return _is_number(number)
+        case ast.Call(ast.Name(name), args, []) if name in SIZES:
+            return all(map(_is_size, args))
+    return False
 
 
-def _is(node: ast.expr, test: Callable[[Any], object], kind: type) -> bool:
-    return isinstance(node, ast.Constant) and type(node.value) is kind and bool(test(node.value))
+def _is_flag(keyword: ast.keyword) -> bool:
+    return isinstance(keyword.value, ast.Constant) and keyword.value.value is True
+
+
+def _is_number(node: ast.expr) -> bool:
+    match node:
+        case ast.Constant(int(n)) | ast.UnaryOp(ast.USub(), ast.Constant(int(n))):
+            return n < 2**63
+    return False
 
 
 def _nest(text: str) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..atomic import replacing
 from ..errors import ExportError, FileError
-from .archive import inspected
+from .archive import inspected, judged
 from .exported import BatchDims, Exported, Inputs, capture, check, first_words, quiet
 
 
@@ -63,7 +63,7 @@ def export_pt2(
             with quiet():
                 torch.export.save(program, buffer := io.BytesIO())
             temporary.write_bytes(buffer.getvalue())
-            temporary.write_bytes(inspected(temporary))
+            temporary.write_bytes(judged(temporary))
             written = read_pt2(temporary)
         except Exception as error:
             raise ExportError(
