@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format train soak bench-cut bench-score bench-lenet clean
+.PHONY: help demo test check format train soak bench-cut bench-score bench-lenet export-zoo clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench-score: $(VENV)/.test  ## time a Taylor pass against a plain forward and ba
 
 bench-lenet: $(VENV)/.runtime  ## the demo's error and latency at 20% and 10% of the MACs, 3 seeds
 	PYTHONPATH=examples/mnist $(BIN)/python benchmarks/lenet_seeds.py
+
+export-zoo: $(VENV)/.test  ## export 15 pruned networks as ONNX and .pt2, and compare outputs
+	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/export_zoo.py
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -1,4 +1,4 @@
-"""Every Python block of the README and of CONTRIBUTING runs as it stands, in order."""
+"""Every Python block of README, CONTRIBUTING and the guides runs as it stands, in order."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def test_the_readme_runs(tmp_path, monkeypatch, capsys):
         exec(compile(block, "README.md", "exec"), known)
     assert "the law of the cut holds" in capsys.readouterr().out
     assert known["result"].after["macs"] <= 0.5 * known["result"].before["macs"]
+
+
+@pytest.mark.parametrize("guide", sorted(p.name for p in (ROOT / "docs/guides").glob("*.md")))
+def test_the_guides_run(guide, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    known: dict = {}
+    for block in blocks(f"docs/guides/{guide}"):
+        exec(compile(block, guide, "exec"), known)
 
 
 def test_the_criterion_of_the_guide_works():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .files.exported import Exported
+from .files.pt2 import export_pt2
 from .files.store import load, save
+from .files.to_onnx import export_onnx
 from .gates import Proof, trace, verify
 from .groups import Frozen, Graph, Group
 from .plan import Plan
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Exported",
     "Frozen",
     "Graph",
     "Group",
@@ -27,6 +31,8 @@ __all__ = [
     "Scores",
     "apply",
     "delete_channels",
+    "export_onnx",
+    "export_pt2",
     "load",
     "prune",
     "save",

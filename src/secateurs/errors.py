@@ -42,6 +42,10 @@ class FileError(SecateursError):
     """A file is missing, truncated, foreign or does not belong to the model at hand."""
 
 
+class ExportError(SecateursError):
+    """A network cannot be written in another format, or what was written gives other outputs."""
+
+
 class ConfigError(SecateursError, ValueError):
     """A command line or configuration value is wrong."""
 

@@ -7,7 +7,7 @@ multiplied by zero. The gate sits on the operand that a reader reads.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -277,19 +277,29 @@ def verify(
 
 
 def _compare(exact: bool, reference: Any, result: Any) -> Proof:
-    wanted, given = (
-        [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-        for tree in (reference, result)
-    )
+    wanted, given = tensors_of(reference), tensors_of(result)
     if [tuple(t.shape) for t in wanted] != [tuple(t.shape) for t in given]:
         raise LawError("the cut model returns tensors of other shapes than the original")
-    worst, relative = 0.0, 0.0
     tolerance = min(TOLERANCE.get(t.dtype, 1e-3) for t in wanted)
+    return Proof(exact, *deviation(wanted, given), tolerance)
+
+
+def tensors_of(tree: Any) -> list[torch.Tensor]:
+    """The tensors in what a model takes or returns, in order."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def deviation(wanted: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """The largest absolute and relative difference of tensors of equal shapes, NaN if any is.
+
+    The relative one is over the largest absolute value of the wanted tensor.
+    """
+    worst, relative = 0.0, 0.0
     for a, b in zip(wanted, given, strict=True):
         error = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
         scale = float(a.double().abs().max()) if a.numel() else 1.0
         ratio = error / scale if scale > 0 else error
         if error != error or ratio != ratio:
-            return Proof(exact, float("nan"), float("nan"), tolerance)
+            return float("nan"), float("nan")
         worst, relative = max(worst, error), max(relative, ratio)
-    return Proof(exact, worst, relative, tolerance)
+    return worst, relative

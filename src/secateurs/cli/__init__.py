@@ -1,4 +1,4 @@
-"""The command line: `secateurs inspect`, `secateurs prune`, `secateurs verify`."""
+"""The command line: `secateurs inspect`, `prune`, `verify` and `export`."""
 
 from __future__ import annotations
 

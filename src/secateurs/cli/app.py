@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import SecateursError
+from .export import export_model
 from .inspect import inspect_model
 from .objects import told
 from .prune import prune_model
@@ -22,12 +23,13 @@ BROKEN, WRONG, UNEXPECTED, INTERRUPTED = 1, 2, 3, 130
 HELP = """
 Cut what a trained neural network does not need, and prove that the cut is clean.
 
-See what can be cut, prune to a budget, and check what was written:
+See what can be cut, prune to a budget, check what was written, and export it:
 
 ```
 secateurs inspect torchvision:resnet18
 secateurs prune run.toml
 secateurs verify runs/a my_model:build --input-shape 1,3,32,32
+secateurs export my_model:build --input-shape 1,3,32,32 --onnx model.onnx
 ```
 """
 # Click's own, which newer versions of Typer carry inside and older ones import
@@ -110,3 +112,4 @@ def common(
 app.command("inspect")(inspect_model)
 app.command("prune")(prune_model)
 app.command("verify")(verify_saved)
+app.command("export")(export_model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import safetensors
 import safetensors.torch
@@ -16,10 +16,12 @@ from ..atomic import write_text, write_with
 from ..errors import FileError
 from ..plan import Plan
 from ..surgery.apply import apply
+from .pt2 import read_pt2
 
 M = TypeVar("M", bound=nn.Module)
 
 WEIGHTS, PLAN, HISTORY = "model.safetensors", "plan.json", "history.json"
+MODEL_ONNX = "model.onnx"
 
 
 def unique_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -85,18 +87,27 @@ def save(
     return directory
 
 
-def load(directory: str | Path, model: M) -> M:
+@overload
+def load(path: str | Path) -> nn.Module: ...
+@overload
+def load(path: str | Path, model: M) -> M: ...
+def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Give a fresh instance of the original class the shape and the weights of a saved network.
 
+    A `.pt2` file needs no instance: it is a network in itself, in eval mode for good. It is read
+    as plain data first, and refused if anything in it would be unpickled, evaluated or called.
+
     Args:
-        directory: written by `save` or `result.save`.
-        model: a new instance of the original, uncut model; it becomes the pruned one.
+        path: a directory written by `save` or `result.save`, or a file of `export_pt2`.
+        model: a new instance of the original, uncut model; it becomes the pruned one. None for
+            a `.pt2` file.
 
     Returns:
-        The same model, pruned and trainable.
+        The same model, pruned and trainable; of a `.pt2` file, a module to call.
 
     Raises:
-        FileError: a file is missing, truncated or foreign, or does not fit; the model is unchanged.
+        FileError: a file is missing, truncated or foreign, or does not fit; or a `.pt2` file holds
+            code or pickle. The model is unchanged.
         PlanError: the plan does not fit this model; the model is unchanged.
 
     >>> import tempfile, torch, secateurs as sc
@@ -107,7 +118,16 @@ def load(directory: str | Path, model: M) -> M:
     >>> sc.load(path, make())[0].out_features
     6
     """
-    directory = Path(directory)
+    directory = Path(path)
+    if directory.suffix == ".pt2" and not directory.is_dir():
+        if model is not None:
+            raise FileError(f"{path} is a network in itself; load it without a model")
+        return read_pt2(path)
+    if model is None:
+        raise FileError(
+            f"{path} holds weights and a plan, not a network: pass a new instance of the original "
+            "model too (only a file that ends in .pt2 does without)"
+        )
     plan = Plan.load(directory / PLAN)
     tensors, _ = load_tensors(directory / WEIGHTS)
     plan.check(model)

@@ -432,7 +432,8 @@ class _Run:
         proof = verify(self.original, cut, self.plan, self.example_inputs, graph=self.graph)
         if not proof.holds:
             log.warning("%s", proof)
-        graph = trace(self.model, self.trainer.to_device(self.example_inputs))
+        inputs = self.trainer.to_device(self.example_inputs)
+        graph = trace(self.model, inputs)
         for mine, theirs in zip(self.model.modules(), self.original.modules(), strict=True):
             mine.training = theirs.training
         return PruneResult(
@@ -445,4 +446,5 @@ class _Run:
             self._cost(graph).all(),
             self.stopped,
             self.settings,
+            inputs,
         )

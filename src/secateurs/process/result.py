@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from ..files.store import save
+from ..errors import ExportError
+from ..files.store import MODEL_ONNX, save
+from ..files.to_onnx import export_onnx
 from ..gates import Proof
 from ..plan import Plan
 from ..score import Scores
@@ -28,6 +30,7 @@ class PruneResult:
         before, after: macs, params and units.
         stopped: 'budget', 'floor', 'nan', 'interrupted' or 'exhausted'.
         settings: what the run was started with.
+        example_inputs: what the model was traced with; an export needs them.
     """
 
     model: nn.Module
@@ -39,10 +42,30 @@ class PruneResult:
     after: dict[str, int]
     stopped: str
     settings: dict[str, Any] = field(default_factory=dict)
+    example_inputs: Any = field(default=None, repr=False)
 
-    def save(self, directory: str | Path) -> Path:
-        """Write weights, plan and history; `secateurs.load` reads them back."""
-        return save(self.model, self.plan, directory, history=self.history)
+    def save(self, directory: str | Path, *, onnx: bool = False) -> Path:
+        """Write weights, plan and history; `secateurs.load` reads them back.
+
+        Args:
+            directory: made if it is not there; files of these names in it are replaced.
+            onnx: write `model.onnx` too; see `secateurs.export_onnx`.
+
+        Returns:
+            The directory.
+
+        Raises:
+            ExportError: the ONNX file cannot be written; weights, plan and history are.
+        """
+        path = save(self.model, self.plan, directory, history=self.history)
+        if onnx:
+            if self.example_inputs is None:
+                raise ExportError(
+                    "this result knows no example inputs to export with; call "
+                    "sc.export_onnx(result.model, example_inputs, path)"
+                )
+            export_onnx(self.model, self.example_inputs, path / MODEL_ONNX)
+        return path
 
     def __str__(self) -> str:
         rows = [
