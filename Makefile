@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format train soak bench-cut bench-score bench-lenet clean
+.PHONY: help demo test check docs pictures format train soak bench-cut bench-score bench-lenet clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,14 @@ check: $(VENV)/.dev  ## check format, lint and types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs  ## build the site in site/; any warning fails
+	$(BIN)/typer secateurs.cli.app utils docs --name secateurs --title "The command line" \
+		--output docs/reference/commands.md >/dev/null
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs $(JOBS) docs site
+
+pictures: $(VENV)/.runtime  ## draw the pictures of the docs anew, from a real trace
+	$(BIN)/python docs/pictures.py
 
 format: $(VENV)/.dev  ## format the code and mend what lint can
 	$(BIN)/ruff format
@@ -47,7 +55,7 @@ bench-lenet: $(VENV)/.runtime  ## the demo's error and latency at 20% and 10% of
 	PYTHONPATH=examples/mnist $(BIN)/python benchmarks/lenet_seeds.py
 
 clean:  ## remove .venv and every cache
-	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
@@ -64,6 +72,10 @@ $(VENV)/.test: $(VENV)/.runtime
 
 $(VENV)/.bench: $(VENV)/.test
 	$(PIP) --no-deps torch-pruning==1.6.1
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

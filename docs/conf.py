@@ -12,7 +12,7 @@ from sphinx.util import logging
 import secateurs
 
 sys.path.insert(0, str(Path(__file__).parent))
-import names  # noqa: E402 - beside this file
+import names
 
 project = "Secateurs"
 author = "the Secateurs authors"

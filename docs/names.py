@@ -28,9 +28,7 @@ def public() -> set[str]:
 def members(cls: type) -> Iterator[tuple[str, Any]]:
     """The public methods and properties that a class defines itself."""
     for name, member in vars(cls).items():
-        if not name.startswith("_") and (
-            inspect.isfunction(member) or isinstance(member, _CALLED)
-        ):
+        if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, _CALLED)):
             yield name, member
 
 

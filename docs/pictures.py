@@ -1,7 +1,7 @@
 """Draw what a trace finds in a small residual network, as SVG: `make pictures` writes docs/images.
 
-Nothing is drawn by hand: operations, shapes, groups, frozen axes, reads and the cut slices are those
-of a real trace and a real plan.
+Nothing is drawn by hand: operations, shapes, groups, frozen axes, reads and cut slices are those of
+a real trace and a real plan.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Residual(nn.Module):
 
 # ---------------------------------------------------------------------- shapes
 def text(x: float, y: float, words: str, *, colour: str = INK, anchor: str = "start") -> str:
-    return f'<text x="{x:g}" y="{y:g}" fill="{colour}" text-anchor="{anchor}">{escape(words)}</text>'
+    return (
+        f'<text x="{x:g}" y="{y:g}" fill="{colour}" text-anchor="{anchor}">{escape(words)}</text>'
+    )
 
 
 def box(x: float, y: float, w: float, h: float, fill: str, *, rim: str = "none", r: int = 4) -> str:
@@ -62,10 +64,8 @@ def page(title: str, height: float, parts: list[str]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" '
         f'width="{WIDTH}" height="{height:g}" role="img" style="{STYLE}">'
     )
-    return "\n".join(
-        [head, f"<title>{escape(title)}</title>", box(0, 0, WIDTH, height, PAPER, r=8), *parts]
-        + ["</svg>", ""]
-    )
+    name, sheet = f"<title>{escape(title)}</title>", box(0, 0, WIDTH, height, PAPER, r=8)
+    return "\n".join([head, name, sheet, *parts, "</svg>", ""])
 
 
 def legend(graph: sc.Graph, y: float) -> list[str]:

@@ -22,11 +22,13 @@ class PruneResult:
     Attributes:
         model: the pruned model.
         plan: everything that was removed, from the original model.
-        history: one record per step: what was removed, what is left, loss, metric, seconds.
+        history: one record per step: `removed` (group -> units), what is left (`macs`, `params`,
+            `units`), mean training `loss`, `metric`, and `seconds`.
         scores: the last scores that units were chosen by; None if nothing was removed.
         proof: the law of the cut for the whole plan, on the original model's weights.
-        before, after: macs, params and units.
-        stopped: 'budget', 'floor', 'nan', 'interrupted' or 'exhausted'.
+        before, after: macs (of one run on the example inputs), params and units.
+        stopped: why the loop ended: the 'budget' is met, the metric fell below the 'floor', a loss
+            was 'nan', it was 'interrupted', or 'exhausted': nothing more may be removed.
         settings: what the run was started with.
     """
 
@@ -41,7 +43,17 @@ class PruneResult:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def save(self, directory: str | Path) -> Path:
-        """Write weights, plan and history; `secateurs.load` reads them back."""
+        """Write weights, plan and history; `secateurs.load` reads them back.
+
+        Args:
+            directory: made if it is not there; files of these names in it are replaced.
+
+        Returns:
+            The directory.
+
+        Raises:
+            OSError: a file cannot be written; the old one stays.
+        """
         return save(self.model, self.plan, directory, history=self.history)
 
     def __str__(self) -> str:
