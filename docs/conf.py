@@ -30,7 +30,6 @@ autodoc_default_options = {"members": True, "special-members": "__getitem__, __l
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
-autodoc_type_aliases = {name: name for name in ("Loss", "Objective", "Ints", "Evaluate")}
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 72
 napoleon_use_ivar = True

@@ -76,7 +76,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
 
     Returns:
-        The graph: its program, its groups, and the axes that are frozen, with reasons.
+        The graph, with its program, its groups, and the axes that are frozen, with reasons.
 
     Raises:
         TraceError: the model does not run on these inputs, or returns no tensor.
