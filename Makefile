@@ -11,7 +11,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format train soak bench-cut bench-score bench-lenet export-zoo clean
+.PHONY: help demo test check docs pictures format train soak \
+	bench-cut bench-score bench-lenet export-zoo clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +27,14 @@ check: $(VENV)/.dev  ## check format, lint and types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs  ## build the site in site/; any warning fails
+	$(BIN)/typer secateurs.cli.app utils docs --name secateurs --title "The command line" \
+		--output docs/reference/commands.md >/dev/null
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs $(JOBS) docs site
+
+pictures: $(VENV)/.runtime  ## draw the pictures of the docs anew, from a real trace
+	$(BIN)/python docs/pictures.py
 
 format: $(VENV)/.dev  ## format the code and mend what lint can
 	$(BIN)/ruff format
@@ -50,7 +59,7 @@ export-zoo: $(VENV)/.test  ## export 15 pruned networks as ONNX and .pt2, and co
 	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/export_zoo.py
 
 clean:  ## remove .venv and every cache
-	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
@@ -67,6 +76,10 @@ $(VENV)/.test: $(VENV)/.runtime
 
 $(VENV)/.bench: $(VENV)/.test
 	$(PIP) --no-deps torch-pruning==1.6.1
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
-import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -122,23 +121,6 @@ def test_nothing_is_unpickled(name: str) -> None:
             assert not {"pickle", "cloudpickle", "dill", "joblib"} & set(modules)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             assert (node.value.id, node.attr) != ("torch", "load"), f"{name}:{node.lineno}"
-
-
-@pytest.mark.parametrize("name", [n for n in sc.__all__ if not n.startswith("__")])
-def test_every_public_name_says_what_it_is(name: str) -> None:
-    thing = getattr(sc, name)
-    own = inspect.getdoc(thing)
-    assert own, name
-    assert not own.startswith(f"{name}("), "a dataclass' own signature is no docstring"
-    if inspect.isclass(thing):
-        missing = [
-            method
-            for method, member in inspect.getmembers(thing)
-            if not method.startswith("_")
-            and (inspect.isfunction(member) or inspect.ismethod(member))
-            and not inspect.getdoc(member)
-        ]
-        assert missing == []
 
 
 @pytest.mark.parametrize("name", NAMES)

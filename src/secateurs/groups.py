@@ -28,7 +28,14 @@ _SINGLE = "an axis of one index"
 
 @dataclass(frozen=True)
 class Member:
-    """One axis of one tensor that a group touches: `count` slices go with each unit."""
+    """One axis of one tensor that a group touches.
+
+    Attributes:
+        tensor: path of the parameter or buffer, such as 'layer1.0.conv1.weight'.
+        dim: which of its dimensions.
+        count: how many slices along it go with each unit: 16 where a channel of 4 × 4 pixels is
+            flattened.
+    """
 
     tensor: str
     dim: int
@@ -47,11 +54,20 @@ class Group:
         name: the module that first writes the units.
         kind: 'channel', 'neuron', 'width', …; what a unit is called.
         size: how many units there are.
+        units: (size,) their numbers among the units of all groups.
         exact: whether deleting a unit equals zeroing it at its reads. False where a statistic
-            (a normalisation, a mean) is taken over the axis; `why_inexact` says which.
+            (a normalisation, a mean) is taken over the axis.
+        why_inexact: the operation that takes it; empty if the group is exact.
         balance: block number of every unit, (size,), or None. A plan takes the same number of
             units from each block.
         writes, reads, carries: the tensors' axes that make, read, or pass on the units.
+
+    >>> import torch, secateurs as sc
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8),
+    ...                           torch.nn.Flatten(), torch.nn.Linear(8 * 4, 2))
+    >>> group = sc.trace(net, torch.zeros(1, 3, 4, 4))["0"]
+    >>> [str(axis) for axis in group.writes], [str(axis) for axis in group.reads]
+    (['0.weight[0]'], ['3.weight[1] ×4'])
     """
 
     name: str
@@ -73,6 +89,7 @@ class Group:
 
     @property
     def axes(self) -> list[Member]:
+        """Every tensor's axis that the group touches: writers, then readers, then carriers."""
         return [*self.writes, *self.reads, *self.carries]
 
     def blocks(self) -> list[Ints]:
@@ -84,7 +101,19 @@ class Group:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A parameter axis, or a part of one, that cannot be cut, and why."""
+    """A parameter axis, or a part of one, that cannot be cut, and why.
+
+    Attributes:
+        tensor: path of the parameter or buffer.
+        dim: which of its dimensions.
+        size: how many indices of it are frozen.
+        reason: why: an input or output, a kernel axis, an operation by name, a line of code.
+
+    >>> import torch, secateurs as sc
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+    >>> print(sc.trace(net, torch.zeros(1, 4)).frozen[0])
+    0.weight[1] (4): input of the network
+    """
 
     tensor: str
     dim: int
@@ -144,11 +173,14 @@ class Selection:
 
 
 class Graph:
-    """A traced network: its program, its groups, and its frozen axes.
+    """A traced network: its program, its groups, and its frozen axes; `trace` makes one.
+
+    It iterates over its groups, `len` counts them, and printing it gives a table of them.
 
     Attributes:
         groups: what can be cut.
         frozen: every parameter axis that is in no group, with its reason.
+        analysis: the axes of every value of the program, and what reads them.
     """
 
     def __init__(self, analysis: Analysis):
@@ -159,6 +191,7 @@ class Graph:
 
     @property
     def program(self) -> Program:
+        """The operations that ran, which can be replayed."""
         return self.analysis.program
 
     @property
@@ -229,7 +262,22 @@ class Graph:
         return make_plan(self, units)
 
     def random_plan(self, fraction: float, seed: int = 0, *, exact_only: bool = True) -> Plan:
-        """A valid random plan that deletes about this fraction of every group's units."""
+        """A valid random plan that deletes about this fraction of every group's units.
+
+        Args:
+            fraction: of each group's units, at least 0 and below 1; rounded down, and balanced.
+            seed: of the draw.
+            exact_only: leave groups alone whose cut changes a statistic.
+
+        Raises:
+            PlanError: the fraction is out of range, or ten draws gave no valid plan.
+            MendError: an integer in the model's code fixes a size that would change.
+
+        >>> import torch, secateurs as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> len(sc.trace(net, torch.zeros(1, 4)).random_plan(0.25))
+        2
+        """
         from .plan import random_plan
 
         return random_plan(self, fraction, seed, exact_only=exact_only)
@@ -566,7 +614,7 @@ class Graph:
         return f"<Graph: {len(self.groups)} groups, {len(self.frozen)} frozen axes>"
 
     def records(self) -> list[dict[str, Any]]:
-        """The groups as plain data."""
+        """The groups as plain data: name, kind, size, exact, balance and members of each."""
         return [
             {
                 "name": g.name,

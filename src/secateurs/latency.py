@@ -16,7 +16,11 @@ from .trace.record import as_call, evaluating
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds per forward pass: the median, and the quartiles around it."""
+    """Seconds per forward pass: the median, and the quartiles around it.
+
+    Attributes:
+        median, low, high: seconds; `low` and `high` are the quartiles.
+    """
 
     median: float
     low: float
@@ -36,6 +40,9 @@ def latency(
         inputs: as for `trace`; where the models are.
         rounds: how many measurements of each.
         seconds: the least time of one measurement.
+
+    Returns:
+        One `Latency` per model, in seconds per forward pass of the whole batch.
 
     >>> import torch
     >>> small, large = torch.nn.Linear(2, 2), torch.nn.Linear(2000, 2000)

@@ -36,6 +36,14 @@ class Plan:
         attributes: 'module.attribute' or 'module.attribute[i]' -> (before, after).
         literals: integers written in a module's code, rewritten for that module.
         exact: whether the law of the cut holds without a statistic being retaken.
+
+    >>> import torch, secateurs as sc
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+    >>> plan = sc.trace(net, torch.zeros(1, 4)).plan({"0": [1, 5]})
+    >>> {name: slices.removed for name, slices in plan.tensors.items()}
+    {'0.weight': {0: [[1, 5]]}, '0.bias': {0: [[1, 5]]}, '1.weight': {1: [[1, 5]]}}
+    >>> plan.attributes
+    {'0.out_features': (8, 6), '1.in_features': (8, 6)}
     """
 
     groups: dict[str, list[int]]
@@ -78,6 +86,13 @@ class Plan:
 
         Raises:
             PlanError: the other plan was not made for what this one gives.
+
+        >>> import torch, secateurs as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+        >>> first = sc.trace(net, torch.zeros(1, 4)).plan({"0": [0, 1]})
+        >>> second = sc.trace(sc.apply(net, first), torch.zeros(1, 4)).plan({"0": [0]})
+        >>> first.then(second).groups
+        {'0': [0, 1, 2]}
         """
         groups = {name: list(indices) for name, indices in self.groups.items()}
         sizes = {**other.sizes, **self.sizes}
@@ -169,7 +184,14 @@ class Plan:
             raise FileError("the plan is malformed: its groups and its tensors do not agree")
 
     def to_json(self) -> str:
-        """The plan as JSON text; `from_json` reads it back."""
+        """The plan as JSON text; `from_json` reads it back.
+
+        >>> import torch, secateurs as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+        >>> plan = sc.trace(net, torch.zeros(1, 4)).plan({"0": [1, 5]})
+        >>> sc.Plan.from_json(plan.to_json()) == plan
+        True
+        """
         return json.dumps(self.to_dict())
 
     @classmethod
@@ -185,7 +207,11 @@ class Plan:
             raise FileError(f"the plan is not valid JSON: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
+        """Write the plan as JSON, whole or not at all.
+
+        Raises:
+            OSError: the file cannot be written; the old one stays.
+        """
         write_text(path, self.to_json())
 
     @classmethod

@@ -37,6 +37,12 @@ class Limits:
         max_remove: the largest fraction of a group's original units that may go.
         round_to: the size of every cut group stays a multiple of this.
         exact_only: leave groups alone whose cut changes a statistic.
+
+    >>> import torch, secateurs as sc
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+    >>> [group] = sc.trace(net, torch.zeros(1, 4))
+    >>> Limits(ignore=("0",)).allows(group), Limits(only=("*",)).allows(group)
+    (False, True)
     """
 
     only: tuple[str, ...] = ()
@@ -94,6 +100,12 @@ def importance(
         normalize: how each group's scores are scaled; 'l2' divides by √ΣΘ².
         flops_weight: λ. Θ_flops is what deleting one unit of the group saves in MACs, divided by
             the largest such saving of any group.
+
+    Returns:
+        group -> (units,) float64, to be compared over all groups; higher = keep.
+
+    Raises:
+        ConfigError: no such normalisation.
 
     Source: Molchanov et al. (2016), section 2.2, 'Normalization' and 'FLOPs regularized pruning'
     (there Θ_flops is in absolute FLOPs; here it is relative, so that λ suits any network).

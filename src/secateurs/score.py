@@ -27,10 +27,15 @@ class Scores:
     """One importance per unit per group, higher = keep.
 
     Attributes:
-        values: group -> (units,) float64.
+        values: group -> (units,) float64; `scores[group]` is the same.
         criterion: its name.
         examples: how many examples were seen.
         assumed: how the loss was read: one value per example, or the mean over examples.
+
+    >>> import numpy as np
+    >>> scores = Scores({"conv1": np.array([0.2, 0.1, 0.3])}, "taylor", examples=64)
+    >>> scores["conv1"].argsort()[:2].tolist()  # the two least important units
+    [1, 0]
     """
 
     values: dict[str, npt.NDArray[np.float64]]
@@ -39,6 +44,7 @@ class Scores:
     assumed: str = ""
 
     def __getitem__(self, group: str) -> npt.NDArray[np.float64]:
+        """The importance of each unit of a group, (units,)."""
         return self.values[group]
 
     def __iter__(self) -> Iterator[str]:
@@ -89,8 +95,13 @@ def score(
         share: with data parallel workers, each with its part of the data: this worker's states
             -> the states of all workers, which are then merged.
 
+    Returns:
+        One float64 array per group, (units,), higher = keep. They are raw: compare units within a
+        group; `secateurs.ranking.importance` makes groups comparable.
+
     Raises:
-        DataError: no data, a loss of another shape, or a loss that is not finite.
+        DataError: no data, batches that are not pairs, or a loss of another shape.
+        NotFiniteError: the loss or a score is NaN or infinite.
         ConfigError: an unknown criterion.
 
     >>> import torch, secateurs as sc

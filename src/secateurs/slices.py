@@ -31,6 +31,10 @@ class Slices:
 
     A dimension of a grouped kernel may lose other indices in each of `len(blocks)` equal runs of
     rows (dimension 0); all blocks lose equally many.
+
+    Attributes:
+        shape: of the tensor before the cut.
+        removed: dimension -> the indices that go, one list per block.
     """
 
     shape: tuple[int, ...]
@@ -38,6 +42,7 @@ class Slices:
 
     @property
     def new_shape(self) -> tuple[int, ...]:
+        """The tensor's shape after the cut."""
         return tuple(n - len(self.removed.get(d, [[]])[0]) for d, n in enumerate(self.shape))
 
     def axis(self, dim: int) -> tuple[int, int]:

@@ -14,6 +14,14 @@ class Activation:
     """Θ(z) = mean over examples and positions of what the first reader of the unit reads.
 
     Source: Molchanov et al. (2016), section 2.2, 'Activation'.
+
+    >>> import torch, secateurs as sc
+    >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1))
+    >>> with torch.no_grad():
+    ...     _ = net[0].weight.copy_(torch.tensor([[1.0], [3.0]]))
+    >>> x = torch.tensor([[1.0], [2.0]])
+    >>> sc.score(net, sc.trace(net, x), [x], criterion="activation")["0"].tolist()
+    [1.5, 4.5]
     """
 
     name: str = "activation"

@@ -73,13 +73,24 @@ class Criterion(Protocol):
 
 @dataclass(frozen=True)
 class Mean:
-    """A running sum over examples: what most criteria keep. Sums are float64."""
+    """A running sum over examples: what most criteria keep.
+
+    Attributes:
+        total: (units,) float64, the sum over the examples that were seen.
+        examples: how many they are.
+
+    >>> import torch
+    >>> state = Mean(torch.zeros(2, dtype=torch.float64), 0)
+    >>> state.add(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).value.tolist()
+    [2.0, 3.0]
+    """
 
     total: Tensor
     examples: int
 
     @classmethod
     def zero(cls, group: GroupInfo) -> Mean:
+        """The state before any data."""
         return cls(torch.zeros(group.size, dtype=torch.float64), 0)
 
     def add(self, values: Tensor) -> Mean:
@@ -88,9 +99,11 @@ class Mean:
         return Mean(total, self.examples + len(values))
 
     def merge(self, other: Mean) -> Mean:
+        """With everything that the other has seen."""
         total = self.total + other.total.to(self.total.device)
         return Mean(total, self.examples + other.examples)
 
     @property
     def value(self) -> Tensor:
+        """The mean over examples, (units,)."""
         return self.total / self.examples

@@ -78,6 +78,16 @@ def save(
 
     Returns:
         The directory.
+
+    Raises:
+        OSError: a file cannot be written; the old one stays, since each is written whole.
+
+    >>> import tempfile, torch, secateurs as sc
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+    >>> plan = sc.trace(net, torch.zeros(1, 4)).plan({"0": [1, 5]})
+    >>> path = sc.save(sc.apply(net, plan), plan, tempfile.mkdtemp())
+    >>> sorted(file.name for file in path.iterdir())
+    ['model.safetensors', 'plan.json']
     """
     directory = Path(directory)
     save_tensors(directory / WEIGHTS, unique_state(model), {"format": "pt"})

@@ -94,7 +94,21 @@ def prune(
         BudgetError: the budget is malformed or out of reach.
         ConfigError: an option is wrong.
         DataError: the data or the loss cannot be used.
+        NotFiniteError: the loss was not finite before anything was removed.
         TraceError: the model does not run on the example inputs.
+        FileError: the checkpoint in `out` is broken, or of another run.
+
+    Source: Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference
+    (2016), section 2: the loop, and the criterion that is the default.
+
+    >>> import torch, secateurs as sc
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> x, y = torch.randn(32, 4), torch.randint(2, (32,))
+    >>> result = sc.prune(
+    ...     net, x, train=[(x, y)], loss=torch.nn.CrossEntropyLoss(reduction="none"),
+    ...     budget={"units": 0.5}, updates=1, final=1, progress=False)
+    >>> result.model[0].out_features, result.stopped, result.proof.holds
+    (8, 'budget', True)
     """
     if mode not in ("max", "min"):
         raise ConfigError(f"mode must be 'max' or 'min', not {mode!r}")

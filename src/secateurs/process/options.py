@@ -31,6 +31,9 @@ class Options(BaseModel):
         precision: mixed precision of training: 'no', 'fp16' or 'bf16'.
         trackers: names of Accelerate trackers, such as 'tensorboard' or 'wandb'.
         seed: of everything that is drawn.
+
+    >>> Options(step=0.1).final
+    500
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

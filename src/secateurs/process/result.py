@@ -24,11 +24,13 @@ class PruneResult:
     Attributes:
         model: the pruned model.
         plan: everything that was removed, from the original model.
-        history: one record per step: what was removed, what is left, loss, metric, seconds.
+        history: one record per step: `removed` (group -> units), what is left (`macs`, `params`,
+            `units`), mean training `loss`, `metric`, and `seconds`.
         scores: the last scores that units were chosen by; None if nothing was removed.
         proof: the law of the cut for the whole plan, on the original model's weights.
-        before, after: macs, params and units.
-        stopped: 'budget', 'floor', 'nan', 'interrupted' or 'exhausted'.
+        before, after: macs (of one run on the example inputs), params and units.
+        stopped: why the loop ended: the 'budget' is met, the metric fell below the 'floor', a loss
+            was 'nan', it was 'interrupted', or 'exhausted': nothing more may be removed.
         settings: what the run was started with.
         example_inputs: what the model was traced with; an export needs them.
     """
@@ -55,6 +57,7 @@ class PruneResult:
             The directory.
 
         Raises:
+            OSError: a file cannot be written; the old one stays.
             ExportError: the ONNX file cannot be written; weights, plan and history are.
         """
         path = save(self.model, self.plan, directory, history=self.history)
