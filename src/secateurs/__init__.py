@@ -11,7 +11,7 @@ from .plan import Plan
 from .score import Scores, score
 from .surgery.apply import apply
 from .surgery.delete import delete_channels
-from .version import __version__
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .process.greedy import prune

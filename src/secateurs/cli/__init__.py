@@ -1,4 +1,4 @@
-"""The command line: `secateurs inspect`, `secateurs prune`, `secateurs verify`."""
+"""The command line: `secateurs inspect`, `prune`, `report`, `verify`."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from ..errors import SecateursError
 from .inspect import inspect_model
 from .objects import told
 from .prune import prune_model
+from .report import report_saved
 from .verify import verify_saved
 
 BROKEN, WRONG, UNEXPECTED, INTERRUPTED = 1, 2, 3, 130
@@ -22,11 +23,12 @@ BROKEN, WRONG, UNEXPECTED, INTERRUPTED = 1, 2, 3, 130
 HELP = """
 Cut what a trained neural network does not need, and prove that the cut is clean.
 
-See what can be cut, prune to a budget, and check what was written:
+See what can be cut, prune to a budget, look at what came of it, and check what was written:
 
 ```
 secateurs inspect torchvision:resnet18
 secateurs prune run.toml
+secateurs report runs/a
 secateurs verify runs/a my_model:build --input-shape 1,3,32,32
 ```
 """
@@ -47,6 +49,7 @@ class Commands(TyperGroup):
         # taken out here, so that it may stand anywhere: one adds it to the end of a failed command
         given = [arg for arg in given if arg != "--debug"] or ["--help"]
         settings["standalone_mode"] = False
+        settings["obj"] = given  # the command as it was given, for the record of a run
         try:
             code = super().main(given, *others, **settings)
         except typer.Abort:
@@ -109,4 +112,5 @@ def common(
 
 app.command("inspect")(inspect_model)
 app.command("prune")(prune_model)
+app.command("report")(report_saved)
 app.command("verify")(verify_saved)

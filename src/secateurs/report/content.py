@@ -1,4 +1,4 @@
-"""What a report says and shows, described once; page, figures and text draw it each in their way."""
+"""What a report says and shows, described once: page, figures and text each draw it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .record import FrozenAxis, Record, Seconds
 
 Floats = npt.NDArray[np.float64]
 
+MAPS = 96  # as many heat maps are drawn; of more, nobody would look at the last
 NAMES = {"macs": "MACs", "params": "parameters", "units": "units"}
 STOPPED = {
     "budget": "the budget was met",
@@ -26,12 +27,13 @@ STOPPED = {
 
 @dataclass(frozen=True)
 class Fact:
-    """One line of before and after."""
+    """One line of before and after; `spread` says how sure each of the two is."""
 
     name: str
     before: str
     after: str
     change: str
+    spread: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ class HeatMap:
 
     Attributes:
         before, after: its units.
-        values: (steps, units) ranks from 0, least important, to 1; NaN where a unit has no score
-            any more. The units that went first come first, then by their last score.
+        values: (steps, units) ranks within the step from 0, least important, to 1; NaN where a
+            unit has no score any more. The units that went first come first, then by last score.
     """
 
     name: str
@@ -93,9 +95,9 @@ class HeatMap:
     values: Floats
 
     def binned(self, rows: int, columns: int) -> Floats:
-        """The same in at most so many steps and units: steps are left out, units averaged."""
+        """The same in at most so many steps, the last among them, and so many means of units."""
         height, width = self.values.shape
-        kept = self.values[np.unique(np.linspace(0, height - 1, rows).round().astype(int))]
+        kept = self.values[np.unique(np.linspace(height - 1, 0, rows).round().astype(int))]
         if width <= columns:
             return kept
         edges = np.linspace(0, width, columns + 1).round().astype(int)[:-1]
@@ -150,7 +152,8 @@ def facts(record: Record) -> Iterator[Fact]:
     )  # fmt: skip
     for name, (old_time, new_time) in record.run.latency.items():
         change = times(old_time.median, new_time.median)
-        yield Fact(f"latency, {name}", duration(old_time), duration(new_time), change)
+        spread = (quartiles(old_time), quartiles(new_time))
+        yield Fact(f"latency, {name}", median(old_time), median(new_time), change, spread)
     first, last = metrics(record)
     if first is not None or last is not None:
         change = "" if first is None or last is None else f"{last - first:+.4g}"
@@ -228,11 +231,12 @@ def heat_maps(record: Record) -> list[HeatMap]:
 
 
 def _ranked(values: npt.NDArray[np.float32], gone: npt.NDArray[np.bool_]) -> Floats:
-    """Scores as ranks among all of the group, in the order of a heat map."""
+    """Scores as ranks among those of their step, in the order of a heat map."""
     there = np.isfinite(values)
     ranks = np.full(values.shape, np.nan)
-    scores, places = np.unique(values[there], return_inverse=True)
-    ranks[there] = places.reshape(-1) / max(len(scores) - 1, 1)
+    for rank, row, own in zip(ranks, values, there, strict=True):
+        scores, place = np.unique(row[own], return_inverse=True)
+        rank[own] = place / max(len(scores) - 1, 1)
     seen = there.sum(axis=0)
     last = np.where(seen > 0, values[np.maximum(seen - 1, 0), np.arange(values.shape[1])], -np.inf)
     order = np.lexsort((last, np.where(gone, seen, len(values) + 1)))
@@ -290,6 +294,30 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
-def duration(time: Seconds) -> str:
-    """A latency: median (quartiles)."""
-    return f"{1e3 * time.median:.2f} ms ({1e3 * time.low:.2f}–{1e3 * time.high:.2f})"
+def median(time: Seconds) -> str:
+    """A latency, in milliseconds."""
+    return f"{1e3 * time.median:.2f} ms"
+
+
+def quartiles(time: Seconds) -> str:
+    """Between which half of the measurements lay, in milliseconds."""
+    return f"{1e3 * time.low:.2f}–{1e3 * time.high:.2f}"
+
+
+def when(time: str) -> str:
+    """A point in time of a record, for reading.
+
+    >>> when("2026-05-04T12:30:01+00:00")
+    '2026-05-04 12:30 UTC'
+    """
+    return f"{time[:10]} {time[11:16]} UTC"
+
+
+def count(number: int, what: str) -> str:
+    """A number of things.
+
+    >>> count(1, "axis"), count(1200, "group")
+    ('1 axis', '1,200 groups')
+    """
+    plural = {"axis": "axes"}.get(what, f"{what}s")
+    return f"{number:,} {what if number == 1 else plural}"

@@ -16,6 +16,16 @@ def installed() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in NEEDED)
 
 
+def check_installed() -> None:
+    """Refuse where no page can be made.
+
+    Raises:
+        MissingExtraError: a library is not installed.
+    """
+    for name in NEEDED:
+        load(name)
+
+
 def load(module: str) -> Any:
     """A module of the extra `report`.
 

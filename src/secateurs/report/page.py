@@ -19,7 +19,7 @@ from .record import Record
 
 # the size of a chart and the room around it; 400 across are legible on a telephone
 SIZE = {"width": 400, "height": 250, "left": 46, "right": 12, "top": 12, "bottom": 40}
-MAPS = 96  # a page of more pictures is no longer read, and grows beyond what a mail carries
+SHOWN = 12  # before the others are folded away
 CELLS = 192
 
 
@@ -50,7 +50,7 @@ def render_page(record: Record) -> str:
         lstrip_blocks=True,
     )
     maps = content.heat_maps(record)
-    columns = CELLS if len(maps) <= MAPS // 2 else CELLS // 2
+    columns = CELLS if len(maps) <= content.MAPS // 2 else CELLS // 2
     page: str = environment.get_template("page.html.j2").render(
         style=(folder / "page.css").read_text(encoding="utf-8"),
         content=content,
@@ -58,8 +58,9 @@ def render_page(record: Record) -> str:
         record=record,
         run=record.run,
         charts=[draw(chart) for chart in content.charts(record)],
-        maps=[(one, picture(one, columns)) for one in maps[:MAPS]],
-        unseen=len(maps[MAPS:]),
+        maps=[(one, picture(one, columns)) for one in maps[: content.MAPS]],
+        shown=SHOWN,
+        unseen=len(maps[content.MAPS :]),
         options={name: json.dumps(value) for name, value in record.run.options.items()},
     )
     return page
@@ -126,7 +127,10 @@ def draw(chart: Chart) -> Drawn:
 
 def _ticks(values: list[float]) -> list[float]:
     """Round numbers that span these values."""
-    locator = load("matplotlib.ticker").MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+    whole = all(value == int(value) for value in values)
+    locator = load("matplotlib.ticker").MaxNLocator(
+        5, steps=[1, 2, 5, 10] if whole else [1, 2, 2.5, 5, 10], integer=whole
+    )
     low, high = min(values), max(values)
     if low == high:
         low, high = low - 0.5, high + 0.5

@@ -189,6 +189,11 @@ class Record:
     history: list[Step]
     importance: Scored
 
+    def __str__(self) -> str:
+        from .text import render_text
+
+        return render_text(self)
+
     def save(self, directory: str | Path) -> None:
         """Write `record.json` and `scores.safetensors` beside plan and history."""
         tensors = {n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in self.importance.items()}
