@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .record import FrozenAxis, Record, Seconds
+from .record import FrozenAxis, Record, Seconds, Step
 
 Floats = npt.NDArray[np.float64]
 
@@ -160,6 +159,12 @@ def facts(record: Record) -> Iterator[Fact]:
         yield Fact(record.run.metric, number(first), number(last), change)
 
 
+def steps(record: Record, most: int = 400) -> list[Step]:
+    """The history; of a very long one so many entries, evenly spread, with the first and last."""
+    chosen = np.unique(np.linspace(0, len(record.history) - 1, most).round().astype(int))
+    return [record.history[i] for i in chosen.tolist()]
+
+
 def bars(record: Record) -> list[Bar]:
     """The units of each layer, in the order of the model."""
     out = []
@@ -174,11 +179,12 @@ def charts(record: Record) -> list[Chart]:
     """The metric (or else the loss) against each budget, and the budgets step by step."""
     out = []
     judged, values = record.run.metric, [step.metric for step in record.history]
-    if not any(_finite(value) for value in values):
+    if not any(_drawable(value) for value in values):
         judged, values = "training loss", [step.loss for step in record.history]
     for measure, target in record.run.targets.items():
         kept, name = _kept(record, measure), NAMES[measure]
-        points = [(x, y) for x, y in zip(kept, values, strict=True) if y is not None and _finite(y)]
+        pairs = zip(kept, values, strict=True)
+        points = [(x, y) for x, y in pairs if y is not None and _drawable(y)]
         if points:
             out.append(
                 Chart(
@@ -187,7 +193,7 @@ def charts(record: Record) -> list[Chart]:
                     f"{name} kept (%)",
                     judged,
                     [Series(judged, points)],
-                    [Mark("x", 100 * target / getattr(record.run.before, measure), "budget")],
+                    [Mark("x", _share(record, measure, target), "budget")],
                     falling=True,
                 )
             )
@@ -199,7 +205,7 @@ def charts(record: Record) -> list[Chart]:
             "kept (%)",
             [Series(n, list(enumerate(_kept(record, m)))) for m, n in NAMES.items()],
             [
-                Mark("y", 100 * target / getattr(record.run.before, m), f"budget of {NAMES[m]}")
+                Mark("y", _share(record, m, target), f"budget of {NAMES[m]}")
                 for m, target in record.run.targets.items()
             ],
         )
@@ -208,12 +214,16 @@ def charts(record: Record) -> list[Chart]:
 
 
 def _kept(record: Record, measure: str) -> list[float]:
-    whole = getattr(record.run.before, measure) or 1
-    return [100 * getattr(step, measure) / whole for step in record.history]
+    return [_share(record, measure, getattr(step, measure)) for step in record.history]
 
 
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+def _share(record: Record, measure: str, value: int) -> float:
+    """A value of a measure, in percent of what it was."""
+    return 100 * value / (getattr(record.run.before, measure) or 1)
+
+
+def _drawable(value: float | None) -> bool:
+    return value is not None and abs(value) < 1e100
 
 
 def heat_maps(record: Record) -> list[HeatMap]:
@@ -263,7 +273,16 @@ def places(axes: list[FrozenAxis]) -> list[str]:
     return [f"{tensor} {sorted(own)}" for tensor, own in dims.items()]
 
 
-# ---------------------------------------------------------------------- numbers as text
+# ---------------------------------------------------------------------- as text
+def printable(text: str) -> str:
+    """Text without control characters: a name from a file must not steer a terminal.
+
+    >>> printable("conv1\\x1b[2J")
+    'conv1�[2J'
+    """
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "�", text)
+
+
 def times(old: float, new: float) -> str:
     """How many times smaller.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..atomic import write_with
 from . import content
-from .content import Bar, Chart, HeatMap
+from .content import Bar, Chart, HeatMap, printable
 from .extra import load
 from .record import Record
 
@@ -66,7 +66,7 @@ def _bars(bars: list[Bar]) -> Any:
     rows = range(len(bars))
     axes.barh(rows, [100.0] * len(bars), color=GONE, label="went")
     axes.barh(rows, [100 * bar.share for bar in bars], color=LEAF, label="stayed")
-    axes.set_yticks(rows, [bar.name for bar in bars])
+    axes.set_yticks(rows, [printable(bar.name) for bar in bars])
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel("units that stayed (%)")
@@ -79,11 +79,17 @@ def _chart(chart: Chart) -> Any:
     figure = _figure(5, 3.2)
     axes = figure.add_subplot()
     for series in chart.series:
-        axes.plot(*zip(*series.points, strict=True), marker="o", markersize=3, label=series.name)
+        axes.plot(
+            *zip(*series.points, strict=True),
+            marker="o",
+            markersize=3,
+            label=printable(series.name),
+        )
     for mark in chart.marks:
         rule = axes.axvline if mark.axis == "x" else axes.axhline
         rule(mark.value, color="#5b645f", linestyle="--", label=f"{mark.name} ({mark.value:.4g}%)")
-    axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
+    title, x_label, y_label = map(printable, (chart.title, chart.x_label, chart.y_label))
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
     axes.grid(axis="y", alpha=0.3)
     if chart.falling:
         axes.invert_xaxis()
@@ -98,7 +104,9 @@ def _maps(maps: list[HeatMap]) -> Any:
     for place, heat in enumerate(maps, 1):
         axes = figure.add_subplot(rows, columns, place, facecolor=GONE)
         axes.imshow(heat.binned(64, 256), aspect="auto", cmap="viridis", interpolation="nearest")
-        axes.set_title(f"{heat.name}  {heat.before:,} → {heat.after:,}", fontsize=8, loc="left")
+        axes.set_title(
+            f"{printable(heat.name)}  {heat.before:,} → {heat.after:,}", fontsize=8, loc="left"
+        )
         axes.set_xticks([])
         axes.set_yticks([])
     figure.supxlabel("units, those that went first on the left; a row is a step", fontsize=8)

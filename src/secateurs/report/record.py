@@ -23,7 +23,7 @@ from ..plan import Plan
 
 RECORD, SCORES = "record.json", "scores.safetensors"
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Scored = Mapping[str, npt.NDArray[np.float32]]
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class GroupRecord(Part):
 
     name: str
     kind: str
-    size: Annotated[int, Field(ge=1)]
+    size: Count
     why_inexact: str
     allowed: bool
     members: list[str]

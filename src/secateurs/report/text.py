@@ -21,7 +21,7 @@ def render_text(record: Record) -> str:
     parts = [f"{run.network.name}: {content.headline(record)}", _facts(record), _bars(record)]
     parts += [_chart(chart) for chart in content.charts(record)]
     parts += [_maps(content.heat_maps(record)), _frozen(record), _origin(record)]
-    return "\n\n".join(part for part in parts if part)
+    return content.printable("\n\n".join(filter(None, parts)))
 
 
 def bar(share: float, width: int = 30) -> str:
