@@ -11,16 +11,20 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format train soak bench-cut bench-score bench-lenet clean
+.PHONY: help demo test test-browser check format train soak bench-cut bench-score bench-lenet \
+	bench-report clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime  ## prune a LeNet-5 trained on MNIST
 	$(BIN)/python examples/mnist/demo.py
 
 test: $(VENV)/.test  ## run the tests, in JOBS processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
+
+test-browser: $(VENV)/.test  ## open the report in the Chromium of this machine (or in CHROMIUM)
+	OMP_NUM_THREADS=1 SECATEURS_BROWSER=required $(BIN)/python -m pytest -q tests/test_report_browser.py
 
 check: $(VENV)/.dev  ## check format, lint and types
 	$(BIN)/ruff format --check
@@ -45,6 +49,9 @@ bench-score: $(VENV)/.test  ## time a Taylor pass against a plain forward and ba
 
 bench-lenet: $(VENV)/.runtime  ## the demo's error and latency at 20% and 10% of the MACs, 3 seeds
 	PYTHONPATH=examples/mnist $(BIN)/python benchmarks/lenet_seeds.py
+
+bench-report: $(VENV)/.test  ## size and load time of two reports in Chromium, and pictures of them
+	PYTHONPATH=.:benchmarks:examples/mnist $(BIN)/python benchmarks/report_page.py
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -130,7 +130,7 @@ def test_the_page_says_what_the_record_says(page: Element, record: Record) -> No
 
 
 def test_the_bars_are_what_the_pruned_model_has(page: Element, result: PruneResult) -> None:
-    [bars] = page.all("ul")
+    [bars] = [ul for ul in page.all("ul") if ul.attributes["class"].startswith("bars")]
     seen = {}
     for row in bars.all("li"):
         [name], [count], [bar] = (row.all("span", class_=c) for c in ("name", "count", "bar"))
@@ -287,7 +287,7 @@ def hostile(record: Record) -> Record:
 def test_hostile_names_are_text(record: Record, page: Element, tmp_path: Path) -> None:
     turned = hostile(record)
     other = read_page(render_page(turned))
-    assert {e.tag for e in other.all("*")} == {e.tag for e in page.all("*")}
+    assert {e.tag for e in other.all("*")} == {e.tag for e in page.all("*")} | {"pre"}
     names = {name for e in page.all("*") for name in e.attributes}
     assert {name for e in other.all("*") for name in e.attributes} == names
     assert other.text.count("<script>alert('1')") > 10

@@ -155,7 +155,7 @@ def facts(record: Record) -> Iterator[Fact]:
         yield Fact(f"latency, {name}", median(old_time), median(new_time), change, spread)
     first, last = metrics(record)
     if first is not None or last is not None:
-        change = "" if first is None or last is None else f"{last - first:+.4g}"
+        change = "" if first is None or last is None else f"{last - first:+.3g}"
         yield Fact(record.run.metric, number(first), number(last), change)
 
 
