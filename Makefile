@@ -11,17 +11,20 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check docs pictures format train soak \
-	bench-cut bench-score bench-lenet export-zoo clean
+.PHONY: help demo test test-browser check docs pictures format train soak \
+	bench-cut bench-score bench-lenet bench-report export-zoo clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime  ## prune a LeNet-5 trained on MNIST
 	$(BIN)/python examples/mnist/demo.py
 
 test: $(VENV)/.test  ## run the tests, in JOBS processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
+
+test-browser: $(VENV)/.test  ## open the report in the Chromium of this machine (or in CHROMIUM)
+	OMP_NUM_THREADS=1 SECATEURS_BROWSER=required $(BIN)/python -m pytest -q tests/test_report_browser.py
 
 check: $(VENV)/.dev  ## check format, lint and types
 	$(BIN)/ruff format --check
@@ -57,6 +60,9 @@ bench-lenet: $(VENV)/.runtime  ## the demo's error and latency at 20% and 10% of
 
 export-zoo: $(VENV)/.test  ## export 15 pruned networks as ONNX and .pt2, and compare outputs
 	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/export_zoo.py
+
+bench-report: $(VENV)/.test  ## size and load time of two reports in Chromium, and pictures of them
+	PYTHONPATH=.:benchmarks:examples/mnist $(BIN)/python benchmarks/report_page.py
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -67,7 +68,7 @@ def told(result: Result, code: int = 2) -> str:
 
 # ---------------------------------------------------------------------- help
 def test_the_help_teaches(cli: Cli) -> None:
-    for command in ("inspect", "prune", "verify"):
+    for command in ("inspect", "prune", "report", "verify"):
         text = cli(command, "--help").stdout
         assert f"secateurs {command}" in text
         assert command in cli().stdout
@@ -173,6 +174,30 @@ def test_prune_writes_what_verify_accepts(cli: Cli, saved: Path) -> None:
         assert result.exit_code == 0, result.output
         assert "the law of the cut holds" in result.stdout
         assert f"{history[-1]['params']:,} parameters, output (1, 3)" in result.stdout
+
+
+def test_prune_writes_a_report_that_names_its_command(cli: Cli, saved: Path) -> None:
+    page = (saved / "report.html").read_text()
+    run = json.loads((saved / "record.json").read_text())
+    command = run["origin"]["command"]
+    assert shlex.split(command)[:4] == ["secateurs", "prune", "--model", "cli_fixtures:build"]
+    assert command in page
+    again = cli("report", saved)
+    assert again.exit_code == 0, again.output
+    assert (saved / "report.html").read_text() == page
+
+
+def test_prune_without_a_report(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = (*RUN, "--budget", "macs=0.9")
+    assert cli(*run, "--out", tmp_path / "a", "--no-report").exit_code == 0
+    assert not (tmp_path / "a" / "report.html").exists()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    quiet = cli(*run, "--out", tmp_path / "b")
+    assert quiet.exit_code == 0, quiet.output
+    assert "note: no page was written" in quiet.stderr
+    assert (tmp_path / "b" / "record.json").exists()
+    assert "matplotlib is not installed" in told(cli(*run, "--out", tmp_path / "c", "--report"))
+    assert not (tmp_path / "c").exists()
 
 
 def test_prune_from_a_file_and_flags(cli: Cli, tmp_path: Path) -> None:

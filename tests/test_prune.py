@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -301,6 +302,8 @@ def test_a_run_cut_short_at_any_step_resumes_to_the_same_result(tmp_path):
         assert resumed.plan == whole.plan
         assert same(weights(resumed.model), weights(whole.model))
         assert [r["metric"] for r in resumed.history] == [r["metric"] for r in whole.history]
+        for name, rows in whole.importance.items():
+            np.testing.assert_array_equal(resumed.importance[name], rows)
 
 
 def test_resuming_a_finished_run_gives_its_result(tmp_path):

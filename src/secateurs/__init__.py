@@ -14,12 +14,12 @@ from .plan import Plan
 from .score import Scores, score
 from .surgery.apply import apply
 from .surgery.delete import delete_channels
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .process.greedy import prune
     from .process.result import PruneResult
 
-__version__ = "0.1.0"
 __all__ = [
     "Exported",
     "Frozen",

@@ -50,6 +50,10 @@ class ConfigError(SecateursError, ValueError):
     """A command line or configuration value is wrong."""
 
 
+class MissingExtraError(SecateursError, ImportError):
+    """Something was asked for that needs an optional package which is not installed."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that suggests the closest known name; empty if none is close.
 

@@ -1,4 +1,4 @@
-"""The command line: `secateurs inspect`, `prune`, `verify` and `export`."""
+"""The command line: `secateurs inspect`, `prune`, `report`, `verify`, `export`."""
 
 from __future__ import annotations
 

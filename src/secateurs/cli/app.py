@@ -16,6 +16,7 @@ from .export import export_model
 from .inspect import inspect_model
 from .objects import told
 from .prune import prune_model
+from .report import report_saved
 from .verify import verify_saved
 
 BROKEN, WRONG, UNEXPECTED, INTERRUPTED = 1, 2, 3, 130
@@ -23,11 +24,12 @@ BROKEN, WRONG, UNEXPECTED, INTERRUPTED = 1, 2, 3, 130
 HELP = """
 Cut what a trained neural network does not need, and prove that the cut is clean.
 
-See what can be cut, prune to a budget, check what was written, and export it:
+See what can be cut, prune to a budget, look at what came of it, check what was written, export it:
 
 ```
 secateurs inspect torchvision:resnet18
 secateurs prune run.toml
+secateurs report runs/a
 secateurs verify runs/a my_model:build --input-shape 1,3,32,32
 secateurs export my_model:build --input-shape 1,3,32,32 --onnx model.onnx
 ```
@@ -49,6 +51,7 @@ class Commands(TyperGroup):
         # taken out here, so that it may stand anywhere: one adds it to the end of a failed command
         given = [arg for arg in given if arg != "--debug"] or ["--help"]
         settings["standalone_mode"] = False
+        settings["obj"] = given  # the command as it was given, for the record of a run
         try:
             code = super().main(given, *others, **settings)
         except typer.Abort:
@@ -111,5 +114,6 @@ def common(
 
 app.command("inspect")(inspect_model)
 app.command("prune")(prune_model)
+app.command("report")(report_saved)
 app.command("verify")(verify_saved)
 app.command("export")(export_model)

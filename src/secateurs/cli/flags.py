@@ -68,6 +68,7 @@ OPTIONS = {
     "accumulate": "Batches per weight update.",
     "device": "cpu, cuda, cuda:1, mps …",
     "precision": "Mixed precision of the training.",
+    "latency": "Measure the latency before and after, on the example inputs.",
     "trackers": "An Accelerate tracker, such as tensorboard or wandb; may be repeated.",
     "seed": "Of everything that is drawn.",
 }
@@ -76,6 +77,7 @@ UNSET = {
     "floor": "none",
     "only": "all",
     "exact_only": "exact-only",
+    "latency": "no-latency",
 }
 METAVARS = {"only": "PATTERN", "ignore": "PATTERN", "trackers": "NAME"}
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError, FileError
+from ..report.extra import check_installed, installed
 from . import flags
 from .config import Config, make_config
 from .models import ZOOS, build, example_inputs
 from .objects import find_function, find_loss, importable, made
+from .report import PAGE
 
 if TYPE_CHECKING:
     from ..process.result import PruneResult
@@ -21,6 +24,7 @@ DATA = r"Data, \[data]"
 
 @flags.with_options
 def prune_model(
+    context: typer.Context,
     config: Annotated[
         Path | None,
         typer.Argument(metavar="CONFIG.toml", help="The configuration; flags override it."),
@@ -96,6 +100,15 @@ def prune_model(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint in --out, if there is one.")
     ] = False,
+    report: Annotated[
+        bool | None,
+        typer.Option(
+            "--report/--no-report",
+            help="Write report.html beside the result; needs secateurs\\[report]. "
+            "[default: where that is installed]",
+            show_default=False,
+        ),
+    ] = None,
     progress: Annotated[bool, typer.Option(help="Show live progress on stderr.")] = True,
     **options: Any,
 ) -> None:
@@ -161,9 +174,14 @@ def prune_model(
             "out": out,
         },
     )
+    if report:
+        check_installed()  # not after hours of work
     importable(([config.parent] if config else []) + [Path.cwd()])
     result = _run(given, resume=resume, progress=progress)
+    command = shlex.join(["secateurs", *context.obj])
+    result.origin = result.origin.model_copy(update={"command": command})
     _write(given, result)
+    _report(given.out, result, wanted=report)
     raise typer.Exit(_verdict(given, result))
 
 
@@ -224,6 +242,7 @@ def _writable(folder: Path) -> None:
 def _write(config: Config, result: PruneResult) -> None:
     from ..atomic import write_text
     from ..files.store import HISTORY, PLAN, WEIGHTS
+    from ..report.record import RECORD, SCORES
 
     folder = result.save(config.out)
     write_text(folder / "config.json", config.model_dump_json(indent=1))
@@ -232,9 +251,18 @@ def _write(config: Config, result: PruneResult) -> None:
         (WEIGHTS, "weights of the pruned model"),
         (PLAN, "what was removed"),
         (HISTORY, "every step"),
+        (RECORD, "what a report is made from"),
+        (SCORES, "importance of every unit at every step"),
         ("config.json", "how it was made"),
     ):
         typer.echo(f"{folder / name}  {what}")
+
+
+def _report(folder: Path, result: PruneResult, *, wanted: bool | None) -> None:
+    if wanted or (wanted is None and installed()):
+        typer.echo(f"{result.report(folder / PAGE)}  all of it on one page")
+    elif wanted is None:
+        typer.echo("note: no page was written; pip install 'secateurs[report]'", err=True)
 
 
 def _verdict(config: Config, result: PruneResult) -> int:

@@ -29,6 +29,7 @@ class Checkpoint:
         place: the stream's epoch and index.
         history: one record per step.
         settings: what the run was started with; another run refuses to resume it.
+        importance: group -> (steps, units), what each removal was chosen by.
         finished: whether the budget was met, the floor crossed, and so on; empty while running.
     """
 
@@ -40,12 +41,14 @@ class Checkpoint:
     place: tuple[int, int]
     history: list[dict[str, Any]]
     settings: dict[str, Any]
+    importance: dict[str, Tensor]
     finished: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def save(self, directory: Path) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.items()}
+        tensors |= {f"importance/{name}": tensor for name, tensor in self.importance.items()}
         record = {
             "format": FORMAT,
             "step": self.step,
@@ -81,6 +84,7 @@ class Checkpoint:
                 (int(record["place"][0]), int(record["place"][1])),
                 list(record["history"]),
                 dict(record["settings"]),
+                _under(tensors, "importance/"),
                 str(record["finished"]),
                 dict(record["extra"]),
             )

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -21,12 +23,15 @@ from ..errors import ConfigError, FileError, NotFiniteError
 from ..files.store import check_state, fill_state, unique_state
 from ..gates import trace, verify
 from ..groups import Graph
+from ..latency import Latency, latency
 from ..plan import Plan
 from ..ranking import choose, importance, moves, smallest
 from ..score import Scores, score
+from ..slices import complement
 from ..surgery.apply import apply
 from ..trace.record import evaluating
 from .checkpoint import NAME, Checkpoint
+from .describe import describe, origin, script
 from .interrupt import Interrupt
 from .options import Options, make_options
 from .progress import Meter
@@ -188,6 +193,9 @@ class _Run:
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.scores: Scores | None = None
+        self.importance = {
+            name: np.zeros((0, size), np.float32) for name, size in self.originals.items()
+        }
         self.stopped = ""
         self.finished = False
         self.good: tuple[dict[str, torch.Tensor], Plan, int] | None = None
@@ -287,7 +295,17 @@ class _Run:
         shapes = {name: p.shape for name, p in self.model.named_parameters(remove_duplicate=False)}
         apply(self.model, plan, inplace=True)
         self.trainer.cut_optimizer(plan, shapes)
+        for name, rows in self.importance.items():
+            self.importance[name] = np.vstack([rows, self._scores_of(name)])
         self.plan = self.plan.then(plan)
+
+    def _scores_of(self, group: str) -> npt.NDArray[np.float32]:
+        """The last scores of a group's original units, (units,); NaN for those that have none."""
+        size = self.originals[group]
+        row = np.full(size, np.nan, np.float32)
+        if self.scores is not None and group in self.scores.values:
+            row[complement(self.plan.groups.get(group, []), size)] = self.scores[group]
+        return row
 
     def _phase(self, name: str, updates: int) -> float:
         """Update the weights, until done or interrupted."""
@@ -396,6 +414,7 @@ class _Run:
         self.model = model.to(self.trainer.device)
         self.trainer.replace_model(self.model)
         del self.history[self.step + 1 :]
+        self.importance = {name: rows[: self.step] for name, rows in self.importance.items()}
 
     # ------------------------------------------------------------------ checkpoints
     def _checkpoint(self) -> None:
@@ -411,6 +430,7 @@ class _Run:
             self.trainer.stream.place,
             self.history,
             self.settings,
+            {name: torch.from_numpy(rows) for name, rows in self.importance.items()},
             self.stopped if self.finished else "",
             {
                 "stopped": self.stopped,
@@ -437,6 +457,10 @@ class _Run:
         self.trainer.restore_optimizer(saved.optimizer, saved.numbers)
         self.trainer.stream.seek(*saved.place)
         self.plan, self.step, self.history = saved.plan, saved.step, saved.history
+        for name, rows in saved.importance.items():
+            if tuple(rows.shape) != (saved.step, self.originals.get(name)):
+                raise FileError(f"the checkpoint in {self.out} has scores that do not fit {name!r}")
+            self.importance[name] = rows.numpy()
         self.stopped, self.finished = saved.extra["stopped"], bool(saved.finished)
         scores = saved.extra["scores"]
         self.scores = None if scores is None else Scores.from_dict(scores)
@@ -448,6 +472,7 @@ class _Run:
             log.warning("%s", proof)
         inputs = self.trainer.to_device(self.example_inputs)
         graph = trace(self.model, inputs)
+        timed = self._latency() if self.options.latency else {}
         for mine, theirs in zip(self.model.modules(), self.original.modules(), strict=True):
             mine.training = theirs.training
         return PruneResult(
@@ -460,5 +485,15 @@ class _Run:
             self._cost(graph).all(),
             self.stopped,
             self.settings,
+            describe(self.original, self.example_inputs, self.graph, self.options.limits),
+            origin(self.trainer.device, script()),
+            self.importance,
             inputs,
+            timed,
         )
+
+    def _latency(self) -> dict[str, tuple[Latency, Latency]]:
+        inputs = self.trainer.to_device(self.example_inputs)
+        uncut = copy.deepcopy(self.original).to(self.trainer.device)
+        before, after = latency([uncut, self.model], inputs)
+        return {"the example inputs": (before, after)}

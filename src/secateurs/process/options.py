@@ -29,6 +29,7 @@ class Options(BaseModel):
         accumulate: batches per weight update.
         device: 'cpu', 'cuda', …; by default whatever Accelerate finds.
         precision: mixed precision of training: 'no', 'fp16' or 'bf16'.
+        latency: measure the latency of the network before and after, on the example inputs.
         trackers: names of Accelerate trackers, such as 'tensorboard' or 'wandb'.
         seed: of everything that is drawn.
 
@@ -57,6 +58,7 @@ class Options(BaseModel):
     accumulate: Annotated[int, Field(ge=1)] = 1
     device: str | None = None
     precision: Literal["no", "fp16", "bf16"] = "no"
+    latency: bool = False
     trackers: tuple[str, ...] = ()
     seed: int = 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ from ..errors import ExportError
 from ..files.store import MODEL_ONNX, save
 from ..files.to_onnx import export_onnx
 from ..gates import Proof
+from ..latency import Latency
 from ..plan import Plan
+from ..report.record import Network, Origin, Record, Run, Scored, Step
 from ..score import Scores
 from ..tables import render
+from .describe import size_in_bytes
 
 
 @dataclass
@@ -32,7 +35,11 @@ class PruneResult:
         stopped: why the loop ended: the 'budget' is met, the metric fell below the 'floor', a loss
             was 'nan', it was 'interrupted', or 'exhausted': nothing more may be removed.
         settings: what the run was started with.
+        network: what the trace found in the original model: groups, layers, frozen axes.
+        origin: versions, device, command; where the run was made.
+        importance: group -> (steps, units), what each removal was chosen by; NaN for what was gone.
         example_inputs: what the model was traced with; an export needs them.
+        latency: what was timed -> before and after; more may be added before a report is made.
     """
 
     model: nn.Module
@@ -43,11 +50,17 @@ class PruneResult:
     before: dict[str, int]
     after: dict[str, int]
     stopped: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    example_inputs: Any = field(default=None, repr=False)
+    settings: dict[str, Any]
+    network: Network
+    origin: Origin
+    importance: Scored
+    example_inputs: Any = field(repr=False)
+    latency: dict[str, tuple[Latency, Latency]] = field(default_factory=dict)
 
     def save(self, directory: str | Path, *, onnx: bool = False) -> Path:
-        """Write weights, plan and history; `secateurs.load` reads them back.
+        """Write weights, plan, history and record.
+
+        `secateurs.load` reads the network back, `secateurs report` the rest.
 
         Args:
             directory: made if it is not there; files of these names in it are replaced.
@@ -61,6 +74,7 @@ class PruneResult:
             ExportError: the ONNX file cannot be written; weights, plan and history are.
         """
         path = save(self.model, self.plan, directory, history=self.history)
+        self.record().save(path)
         if onnx:
             if self.example_inputs is None:
                 raise ExportError(
@@ -69,6 +83,42 @@ class PruneResult:
                 )
             export_onnx(self.model, self.example_inputs, path / MODEL_ONNX)
         return path
+
+    def report(self, path: str | Path = "report.html") -> Path:
+        """Write one self-contained HTML page on the run; needs `secateurs[report]`."""
+        from ..report.page import write_page
+
+        return write_page(self.record(), path)
+
+    def plot(self, directory: str | Path) -> list[Path]:
+        """Write the report's pictures as SVG and PNG; needs `secateurs[report]`."""
+        from ..report.figures import write_figures
+
+        return write_figures(self.record(), directory)
+
+    def record(self) -> Record:
+        """The run as plain data, from which reports are made; `print` shows it as text."""
+        options = dict(self.settings)
+        facts = {name: options.pop(name) for name in ("targets", "criterion", "metric", "mode")}
+        run = Run.model_validate(
+            {
+                "format": "secateurs.record/1",
+                "network": self.network,
+                "before": {**self.before, "bytes": self.network.bytes},
+                "after": {**self.after, "bytes": size_in_bytes(self.model)},
+                "proof": asdict(self.proof),
+                "latency": {
+                    name: tuple(asdict(side) for side in sides)
+                    for name, sides in self.latency.items()
+                },
+                **facts,
+                "stopped": self.stopped,
+                "options": options,
+                "origin": self.origin,
+            }
+        )
+        history = [Step.model_validate(record) for record in self.history]
+        return Record(run, self.plan, history, self.importance)
 
     def __str__(self) -> str:
         rows = [

@@ -1,0 +1,1 @@
+"""What a pruning run leaves to look at: its record, as a page, as figures and as text."""
