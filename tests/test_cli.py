@@ -19,7 +19,6 @@ from typer.testing import CliRunner, Result
 import secateurs as sc
 from secateurs.cli.app import app
 from secateurs.cli.config import PruneSection
-from secateurs.cli.flags import OPTIONS
 from secateurs.cli.objects import find_loss, importable
 from secateurs.process.options import Options
 
@@ -76,7 +75,6 @@ def test_the_help_teaches(cli: Cli) -> None:
 
 
 def test_every_option_of_the_loop_is_a_flag_and_a_key() -> None:
-    assert list(OPTIONS) == list(Options.model_fields)
     assert set(PruneSection.model_fields) == {*Options.model_fields, "criterion"}
     assert PruneSection().options == Options().model_dump()
 

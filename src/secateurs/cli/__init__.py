@@ -1,4 +1,4 @@
-"""The command line: `secateurs inspect`, `secateurs prune`, `secateurs verify`."""
+"""The command line: `secateurs inspect`, `init`, `prune` and `verify`."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import SecateursError
+from .init import init_config
 from .inspect import inspect_model
 from .objects import told
 from .prune import prune_model
@@ -26,8 +27,9 @@ See what can be cut, prune to a budget, and check what was written:
 
 ```
 secateurs inspect torchvision:resnet18
+secateurs init run.toml
 secateurs prune run.toml
-secateurs verify runs/a my_model:build --input-shape 1,3,32,32
+secateurs verify runs/a
 ```
 """
 # Click's own, which newer versions of Typer carry inside and older ones import
@@ -108,5 +110,6 @@ def common(
 
 
 app.command("inspect")(inspect_model)
+app.command("init")(init_config)
 app.command("prune")(prune_model)
 app.command("verify")(verify_saved)
