@@ -51,6 +51,8 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         crop: float = 0.875,
         augment: bool = False,
     ):
+        self.pillow = _pillow()
+        self.classes, self.files = _scan(Path(folder))
         if channels not in _MODES:
             raise ConfigError(f"images have 1 or 3 channels, but the model takes {channels}")
         if not len(mean) == len(std) == channels:
@@ -58,11 +60,9 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
                 f"mean and std must have one number for each of {channels} channels; "
                 f"they have {len(mean)} and {len(std)}"
             )
-        self.pillow = _pillow()
         self.size, self.crop, self.augment = size, crop, augment
         self.mode = _MODES[channels]
         self.mean, self.std = (torch.tensor(v).reshape(-1, 1, 1) for v in (mean, std))
-        self.classes, self.files = _scan(Path(folder))
 
     def __len__(self) -> int:
         return len(self.files)
