@@ -172,14 +172,15 @@ def digits(tmp_path: Path) -> Path:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Two classes of images: dark ones and bright ones, of several sizes and kinds."""
+    folder = tmp_path / "photos"
     for label, level in (("dark", 40), ("light", 220)):
-        (tmp_path / label / "more").mkdir(parents=True)
+        (folder / label / "more").mkdir(parents=True)
         for i, (kind, size) in enumerate((("png", (20, 30)), ("jpg", (64, 40)), ("bmp", (9, 9)))):
             colour = (level, level // 2, level // 3)
-            Image.new("RGB", size, colour).save(tmp_path / label / "more" / f"{i}.{kind}")
-        Image.new("L", (16, 16), level).save(tmp_path / label / "grey.PNG")
-        (tmp_path / label / "notes.txt").write_text("not an image")
-    return tmp_path
+            Image.new("RGB", size, colour).save(folder / label / "more" / f"{i}.{kind}")
+        Image.new("L", (16, 16), level).save(folder / label / "grey.PNG")
+        (folder / label / "notes.txt").write_text("not an image")
+    return folder
 
 
 def test_mnist_of_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
