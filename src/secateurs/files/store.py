@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..atomic import check_file, read_text, replacing, write_text, write_with
+from ..atomic import check_file, read_text, replacing, write_with
 from ..errors import FileError
 from ..plan import Plan
 from ..surgery.apply import apply
@@ -44,16 +44,22 @@ def save_tensors(
     Raises:
         FileError: the system refuses; what was there is untouched.
     """
+    write_with(path, lambda place: _write_tensors(place, tensors, metadata or {}))
+
+
+def _write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # safetensors refuses two names for one storage
     plain = {
         n: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for n, t in plain.items()
     }
-    sealed = {**(metadata or {}), SEAL: digest(plain, metadata or {})}
+    sealed = {**metadata, SEAL: digest(plain, metadata)}
     try:
-        write_with(path, lambda p: safetensors.torch.save_file(plain, p, sealed))
-    except safetensors.SafetensorError as error:
-        raise FileError(f"cannot write {path}: {error}; nothing there was changed") from error
+        safetensors.torch.save_file(plain, path, sealed)
+    except safetensors.SafetensorError as error:  # a full disk has no type of its own there
+        raise OSError(str(error)) from error
 
 
 def load_tensors(
@@ -122,10 +128,11 @@ def save(
             name: files.enter_context(replacing(directory / name))
             for name in (WEIGHTS, PLAN, *([HISTORY] if history is not None else []))
         }
-        save_tensors(place[WEIGHTS], unique_state(model), {"format": "pt", "plan": _sum(text)})
-        write_text(place[PLAN], text)
+        metadata = {"format": "pt", "plan": _sum(text)}
+        _write_tensors(place[WEIGHTS], unique_state(model), metadata)
+        place[PLAN].write_text(text, encoding="utf-8")
         if history is not None:
-            write_text(place[HISTORY], json.dumps(history, indent=1))
+            place[HISTORY].write_text(json.dumps(history, indent=1), encoding="utf-8")
     return directory
 
 
