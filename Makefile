@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format train soak bench-cut bench-score bench-lenet clean
+.PHONY: help demo test check format train soak fuzz bench-cut bench-score bench-lenet clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ train: $(VENV)/.runtime  ## train the LeNet-5 of the demo from SEED
 
 soak: $(VENV)/.test  ## kill a run at 20 random moments, and resume it to the same result
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
+
+fuzz: $(VENV)/.test  ## read 1,000 broken files, made from SEED
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --files 1000 --seed $(SEED)
 
 bench-cut: $(VENV)/.bench  ## time trace, plan and apply against Torch-Pruning
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/cut_time.py
