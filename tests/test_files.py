@@ -348,6 +348,7 @@ def test_a_full_disk_at_the_last_moment(written: Any, tmp_path: Path, monkeypatc
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child writes and dies
 @every_writer
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 def test_a_kill_leaves_what_was_there(written: Any, moment: str, tmp_path: Path) -> None:

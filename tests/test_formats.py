@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import struct
@@ -135,15 +136,31 @@ def test_what_is_no_model(cli: Cli, args: list[str], says: str) -> None:
     assert says in bad(cli(*args))
 
 
-def test_a_pt2_file_is_a_model(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reader is replaced by a program made here; reading is tested where it is written."""
-    batch = {0: torch.export.Dim("batch", min=1)}
-    program = torch.export.export(
-        Small().eval(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=(batch,)
-    )
-    monkeypatch.setattr(sc, "load", lambda path: program.module())
-    assert macs(good(cli("inspect", "small.pt2", *SHAPE, "--json"))) == 60_144
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_a_pt2_file_is_a_model(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """sc.load is replaced here by a program that was written and read back."""
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    images = (torch.zeros(2, 1, 8, 8),)
+    program = torch.export.export(Small().eval(), images, dynamic_shapes=shapes)
+    program._guards_code = []  # as in a file that holds no code
+    torch.export.save(program, file := io.BytesIO())
+    load = sc.load
+
+    def read(path: str, *model: torch.nn.Module) -> torch.nn.Module:
+        if model:
+            return load(path, *model)
+        return torch.export.load(io.BytesIO(file.getvalue())).module()
+
+    monkeypatch.setattr(sc, "load", read)
+    found = json.loads(good(cli("inspect", "small.pt2", *SHAPE, "--json")))
+    assert found["cost"]["macs"] == 60_144
+    assert [group["name"] for group in found["groups"]] == ["conv1", "conv2", "fc1"]
     assert "give --input-shape" in bad(cli("inspect", "small.pt2"))
+
+    more = ["--train", "cli_fixtures:train", "--loss", "cross_entropy", *QUICK]
+    good(cli("prune", "--model", "small.pt2", *SHAPE, *more, "--budget", "macs=0.5",
+             "--out", tmp_path))  # fmt: skip
+    assert macs(good(cli("inspect", tmp_path, "--json"))) <= 30_072
 
     def refuse(path: str) -> None:
         raise FileError(f"{path} is refused: it holds a pickle")

@@ -101,7 +101,7 @@ def read_images(folder: Path, model: nn.Module) -> None:
 
 
 def read_pt2(folder: Path, model: nn.Module) -> None:
-    sc.load(folder / "net.pt2")(X)
+    sc.load(folder / "net.pt2")
 
 
 # ---------------------------------------------------------------------- the corpus

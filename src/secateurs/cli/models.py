@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, FileError, nearest
 from .objects import called, find, made
-from .saved import original_of, recorded
+from .saved import PT2, original_of, recorded
 
 if TYPE_CHECKING:
     from torch import nn
 
 IMAGE = (1, 3, 224, 224)
-PT2 = ".pt2"
 
 
 def build(

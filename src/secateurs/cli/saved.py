@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 ZOOS = ("torchvision", "timm")
+PT2 = ".pt2"  # data, whose reader runs no code
 
 
 def original_of(folder: str, named: str | None, mend: str = "--class") -> str:
@@ -29,7 +30,7 @@ def original_of(folder: str, named: str | None, mend: str = "--class") -> str:
     Raises:
         ConfigError: nobody says it, or only the folder names code to run. What a file says never
             runs code that the user did not name: of a folder's own word, only names of torchvision
-            and timm are taken.
+            and timm and .pt2 files are taken.
         FileError: the folder's configuration is damaged.
     """
     if named is not None:
@@ -41,7 +42,7 @@ def original_of(folder: str, named: str | None, mend: str = "--class") -> str:
             f"{mend} torchvision:NAME"
         )
     origin = model.original or model.path
-    if origin.partition(":")[0] not in ZOOS:
+    if origin.partition(":")[0] not in ZOOS and not origin.endswith(PT2):
         raise ConfigError(
             f"{folder} says that it was cut from {origin!r}; a file does not decide which code "
             f"runs: if you trust it, give {mend} {origin}"
