@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-browser check docs pictures format train soak \
+.PHONY: help demo test test-browser check docs pictures format train soak fuzz \
 	bench-cut bench-score bench-lenet bench-report export-zoo clean
 
 help:  ## list the targets
@@ -48,6 +48,9 @@ train: $(VENV)/.runtime  ## train the LeNet-5 of the demo from SEED
 
 soak: $(VENV)/.test  ## kill a run at 20 random moments, and resume it to the same result
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
+
+fuzz: $(VENV)/.test  ## read 1,000 broken files, made from SEED
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --files 1000 --seed $(SEED)
 
 bench-cut: $(VENV)/.bench  ## time trace, plan and apply against Torch-Pruning
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/cut_time.py

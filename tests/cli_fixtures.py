@@ -60,6 +60,11 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
     return nn.functional.cross_entropy(output, target, reduction="none")
 
 
+def loss3(output: Tensor, target: Tensor) -> Tensor:
+    """For ten classes on three outputs."""
+    return loss(output, target % 3)
+
+
 def ctrl_c(model: nn.Module) -> float:
     os.kill(os.getpid(), signal.SIGINT)
     return 0.0

@@ -24,7 +24,7 @@ FLOORS = [
     {"trace"},
     {"groups", "plan", "plan_schema", "slices", "gates", "cost", "latency", "budget", "surgery",
      "criteria", "oracle", "score", "ranking", "batches", "watch"},
-    {"process", "files", "report", "compare", "sparse"},
+    {"process", "files", "data", "report", "compare", "sparse"},
     {"keras"},
     {"__init__"},
     {"cli", "__main__"},

@@ -1,51 +1,22 @@
-"""MNIST, read from the gzip IDX files in `data/`."""
+"""MNIST, from the files in `data/`."""
 
 from __future__ import annotations
 
-import gzip
+import functools
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    RandomSampler,
-    SequentialSampler,
-    TensorDataset,
-)
+from torch.utils.data import DataLoader
 
-DATA = Path(__file__).parent / "data"
-MEAN, STD = 0.1307, 0.3081  # of the training pixels, in [0, 1]
+from secateurs.data import mnist
+from secateurs.data.batches import batched
+from secateurs.data.mnist import MEAN, STD
+
+__all__ = ["MEAN", "STD", "load", "loaders"]
+
 VALIDATION = 5_000  # images held out from the end of the training split
 
-_PREFIX = {"train": "train", "test": "t10k"}
-_UINT8 = 0x08
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    """The uint8 array of any rank in one gzip IDX file."""
-    content = gzip.decompress(path.read_bytes())
-    zero, dtype, rank = int.from_bytes(content[:2], "big"), content[2], content[3]
-    if zero or dtype != _UINT8:
-        raise ValueError(f"{path.name} is not an IDX file of unsigned bytes")
-    shape = np.frombuffer(content, ">u4", count=rank, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
-
-
-def load(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
-    """One split of MNIST: 60,000 images to train on, 10,000 to test on.
-
-    Returns:
-        Images, float32 (N, 1, 28, 28), of mean about 0 and standard deviation about 1;
-        labels, int64 (N,), the digits 0 to 9.
-    """
-    prefix = _PREFIX[split]
-    pixels = torch.tensor(_read_idx(DATA / f"{prefix}-images-idx3-ubyte.gz"))
-    labels = torch.tensor(_read_idx(DATA / f"{prefix}-labels-idx1-ubyte.gz"))
-    return pixels.unsqueeze(1).float().div_(255).sub_(MEAN).div_(STD), labels.long()
+load = functools.partial(mnist.load, folder=Path(__file__).parent / "data")
 
 
 def loaders(
@@ -66,19 +37,11 @@ def loaders(
     Returns:
         Loaders of (images, labels) batches, of the shapes that `load` gives.
     """
+    images, labels = load("train")
     if validation:
-        images, labels = load("train")
-        train = TensorDataset(images[:-VALIDATION], labels[:-VALIDATION])
-        held_out = TensorDataset(images[-VALIDATION:], labels[-VALIDATION:])
+        held_out = images[-VALIDATION:], labels[-VALIDATION:]
+        images, labels = images[:-VALIDATION], labels[:-VALIDATION]
     else:
-        train, held_out = TensorDataset(*load("train")), TensorDataset(*load("test"))
-    shuffled = RandomSampler(train, generator=torch.Generator().manual_seed(seed))
-    return (
-        _batched(train, BatchSampler(shuffled, batch_size, drop_last=False)),
-        _batched(held_out, BatchSampler(SequentialSampler(held_out), eval_batch_size, False)),
-    )
-
-
-def _batched(dataset: TensorDataset, batches: BatchSampler) -> DataLoader:
-    """Index the tensors once a batch, not once an image."""
-    return DataLoader(dataset, sampler=batches, batch_size=None)
+        held_out = load("test")
+    shuffle = torch.Generator().manual_seed(seed)
+    return batched(images, labels, batch_size, shuffle), batched(*held_out, eval_batch_size)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .atomic import read_text, write_text
+from .atomic import parse_json, read_text, write_text
 from .errors import FileError, MendError, PlanError
 from .slices import Slices, complement
 from .surgery.mend import Literal, mend
@@ -176,8 +176,11 @@ class Plan:
                 )
                 if not good or (len(blocks) > 1 and slices.shape[0] % len(blocks)):
                     raise FileError(f"the plan is malformed: bad indices for {name!r} dim {dim}")
+        longest = max((s.axis(d)[0] for s in self.tensors.values() for d in s.removed), default=0)
         for name, indices in self.groups.items():
             size = self.sizes.get(name, -1)
+            if size > longest:
+                raise FileError(f"the plan is malformed: no axis holds {size} units of {name!r}")
             if len(set(indices)) != len(indices) or not all(0 <= i < size for i in indices):
                 raise FileError(f"the plan is malformed: bad units for group {name!r}")
         if bool(self.groups) != bool(self.tensors):
@@ -201,10 +204,7 @@ class Plan:
         Raises:
             FileError: the text is not a plan.
         """
-        try:
-            return cls.from_dict(json.loads(text))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise FileError(f"the plan is not valid JSON: {error}") from error
+        return cls.from_dict(parse_json(text, "the plan"))
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all.
@@ -222,13 +222,6 @@ class Plan:
             FileError: the file is missing, truncated or not a plan.
         """
         return cls.from_json(read_text(path))
-
-
-def _whole(value: object) -> int:
-    """A number of a file, as it stands: 1.5, "1" and true are no integers."""
-    if type(value) is not int:
-        raise TypeError(f"{value!r} is not an integer")
-    return value
 
 
 def _numel(slices: Slices) -> int:

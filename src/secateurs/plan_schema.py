@@ -12,7 +12,7 @@ from .errors import FileError
 Index = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Dim = Annotated[str, Field(pattern=r"^\d{1,2}$")]
-AttributeName = Annotated[str, Field(pattern=r"^([^\[\]]+\.)?\w+(\[\d+\])?$")]
+AttributeName = Annotated[str, Field(pattern=r"^([^\[\]]+\.)?\w+(\[\d{1,4}\])?$")]
 _STRICT = ConfigDict(strict=True, extra="forbid")
 
 

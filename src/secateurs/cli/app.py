@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from ..errors import SecateursError
 from .export import export_model
+from .init import init_config
 from .inspect import inspect_model
 from .objects import told
 from .prune import prune_model
@@ -28,10 +29,11 @@ See what can be cut, prune to a budget, look at what came of it, check what was 
 
 ```
 secateurs inspect torchvision:resnet18
+secateurs init run.toml
 secateurs prune run.toml
 secateurs report runs/a
-secateurs verify runs/a my_model:build --input-shape 1,3,32,32
-secateurs export my_model:build --input-shape 1,3,32,32 --onnx model.onnx
+secateurs verify runs/a
+secateurs export runs/a --onnx model.onnx
 ```
 """
 # Click's own, which newer versions of Typer carry inside and older ones import
@@ -113,6 +115,7 @@ def common(
 
 
 app.command("inspect")(inspect_model)
+app.command("init")(init_config)
 app.command("prune")(prune_model)
 app.command("report")(report_saved)
 app.command("verify")(verify_saved)

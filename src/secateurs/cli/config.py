@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import reprlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 
 from ..atomic import read_text
+from ..data.images import IMAGENET_MEAN, IMAGENET_STD
 from ..errors import ConfigError, nearest
 from ..process.options import Options
+from .datasets import SCHEMES, is_built_in
 from .models import parse_shape
 
 if sys.version_info >= (3, 11):
@@ -25,59 +30,96 @@ Values = dict[str, Any]
 class Section(BaseModel):
     """A part of the configuration; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
 class ModelSection(Section):
-    """What to prune.
-
-    Attributes:
-        path: 'package.module:callable', 'torchvision:NAME' or 'timm:NAME'.
-        weights: a safetensors file with the trained weights.
-        input_shape: of one input, batch first, or a list of shapes for several inputs.
-        inputs: 'package.module:callable' that returns example inputs, in place of a shape.
-    """
+    """What to prune."""
 
     path: str
-    weights: Path | None = None
-    input_shape: tuple[tuple[int, ...], ...] = ()
-    inputs: str | None = None
+    """package.module:callable (called without arguments), torchvision:NAME, timm:NAME, a folder
+    that `secateurs prune` or sc.save wrote, or a .pt2 file."""
+    original: Annotated[str | None, Field(alias="class", examples=["my_model:build"])] = None
+    """What a saved folder was cut from, as for `path`; needed where the folder does not say."""
+    weights: Annotated[Path | None, Field(strict=False, examples=["trained.safetensors"])] = None
+    """A safetensors file with the trained weights."""
+    input_shape: Annotated[
+        tuple[tuple[Annotated[int, Field(ge=1)], ...], ...], Field(examples=[[1, 3, 224, 224]])
+    ] = ()
+    """The shape of an example input, batch first, or a list of shapes for several inputs; by
+    default what the model was made for, where that is known."""
+    inputs: Annotated[str | None, Field(examples=["my_data:inputs"])] = None
+    """package.module:callable that returns example inputs, in place of a shape."""
 
     @field_validator("input_shape", mode="before")
     @classmethod
     def _shapes(cls, value: Any) -> Any:
         if isinstance(value, str):
             return (parse_shape(value),)
-        if isinstance(value, list) and value and all(isinstance(n, int) for n in value):
-            return (tuple(value),)
-        if isinstance(value, list):
-            return tuple(parse_shape(s) if isinstance(s, str) else s for s in value)
-        return value
+        if not isinstance(value, (list, tuple)):
+            return value
+        if not any(isinstance(part, (list, tuple, str)) for part in value):
+            return (tuple(value),) if value else ()
+        return tuple(parse_shape(part) if isinstance(part, str) else _tuple(part) for part in value)
 
 
 class DataSection(Section):
-    """What to train, score and judge with.
-
-    Attributes:
-        train: 'package.module:callable' that returns batches (input, target).
-        loss: a loss of torch.nn.functional, or 'package.module:callable'.
-        evaluate: 'package.module:callable', called with the model after every step.
-        metric, mode: the name of what `evaluate` returns, and whether more or less is better.
-    """
+    """What to train, score and judge with."""
 
     train: str
+    """mnist, mnist:DIR, images:DIR (one folder of images a class), or package.module:callable that
+    returns batches (input, target)."""
     loss: str
-    evaluate: str | None = None
-    metric: str = "metric"
+    """A loss of torch.nn.functional, such as cross_entropy, or package.module:callable, a function
+    (output, target) -> one value per example."""
+    evaluate: Annotated[str | None, Field(examples=["my_data:accuracy"])] = None
+    """What the metric is taken on after every step: mnist (its test images), mnist:DIR or
+    images:DIR for the accuracy there, or package.module:callable, a function (model) -> metric."""
+    metric: Annotated[str | None, Field(examples=["accuracy"])] = None
+    """What the metric is called; by default accuracy for a data set, else metric."""
     mode: Literal["max", "min"] = "max"
+    """Whether more or less of the metric is better."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Images in a batch of mnist and images:DIR."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Of images:DIR, taken from each channel of pixels in [0, 1]; one number a channel."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] = IMAGENET_STD
+    """Of images:DIR, by which each channel is divided then; one number a channel."""
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.875
+    """How much of the sides of images:DIR is kept, around the middle, before it is resized."""
+    augment: bool = False
+    """Train on random crops of images:DIR, half of them mirrored."""
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return _tuple(value)
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            raise ValueError("must be numbers with commas between them") from None
+
+    @property
+    def metric_name(self) -> str:
+        return self.metric or ("accuracy" if is_built_in(self.evaluate or "") else "metric")
 
 
 class BudgetSection(Section):
     """What to keep: up to 1 a fraction, above 1 an absolute number. At least one is given."""
 
-    macs: float | None = None
-    params: float | None = None
-    units: float | None = None
+    macs: Annotated[float | None, Field(examples=[0.2])] = None
+    """Of the multiply-accumulates of one run on the example inputs."""
+    params: Annotated[float | None, Field(examples=[0.5])] = None
+    """Of the parameters."""
+    units: Annotated[float | None, Field(examples=[100])] = None
+    """Of the units (channels, neurons)."""
 
     @property
     def given(self) -> dict[str, float]:
@@ -85,14 +127,17 @@ class BudgetSection(Section):
 
 
 class PruneSection(Options):
-    """How: the options of `secateurs.prune`, and the criterion."""
+    """How to prune: the options of `secateurs.prune`, and the criterion."""
+
+    model_config = ConfigDict(strict=True)
 
     criterion: str = "taylor"
+    """What decides which units go: taylor, weight, activation or random."""
 
     @field_validator("only", "ignore", "trackers", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, str) else _tuple(value)
 
     @property
     def options(self) -> Values:
@@ -102,11 +147,12 @@ class PruneSection(Options):
 class Config(Section):
     """All that a run of `secateurs prune` needs to know."""
 
+    out: Annotated[Path, Field(strict=False)]
+    """Where the weights, the plan, the history and checkpoints go."""
     model: ModelSection
     data: DataSection
     budget: BudgetSection
     prune: PruneSection = Field(default_factory=PruneSection)
-    out: Path
 
 
 SECTIONS: Mapping[str, type[BaseModel]] = {
@@ -115,6 +161,15 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "budget": BudgetSection,
     "prune": PruneSection,
 }
+
+
+def keys(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a section by the names that they have in a file."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def read_toml(path: Path) -> Values:
@@ -126,13 +181,27 @@ def read_toml(path: Path) -> Values:
     """
     try:
         values = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # an integer of too many digits is no TOML error
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     folder = path.resolve().parent
-    for section, key in ((values, "out"), (values.get("model"), "weights")):
-        if isinstance(section, dict) and isinstance(section.get(key), str):
-            section[key] = str(folder / section[key])
+    for section, names in (
+        (None, ["out"]),
+        ("model", ["path", "weights"]),
+        ("data", ["train", "evaluate"]),
+    ):
+        own: Any = values if section is None else values.get(section)
+        for name in names:
+            if isinstance(own, dict) and isinstance(own.get(name), str):
+                own[name] = _anchored(folder, own[name], always=name in ("out", "weights"))
     return values
+
+
+def _anchored(folder: Path, text: str, *, always: bool) -> str:
+    """A path of the file as seen from its folder: 'runs/a', 'images:photos', 'net.pt2'."""
+    scheme, colon, rest = text.partition(":")
+    if colon and not always:
+        return f"{scheme}:{folder / rest}" if scheme in SCHEMES and rest else text
+    return str(folder / text) if always or os.path.exists(folder / text) else text
 
 
 def make_config(file: Path | None, flags: Mapping[str, Any]) -> Config:
@@ -176,14 +245,14 @@ def _complete(file: Path | None, values: Values) -> None:
     """
     where = "" if file is None else f"{file}: "
     for name, given in values.items():
-        if name not in Config.model_fields:
-            section = next((s for s, model in SECTIONS.items() if name in model.model_fields), None)
-            hint = nearest(name, Config.model_fields)
+        if name not in keys(Config):
+            section = next((s for s, model in SECTIONS.items() if name in keys(model)), None)
+            hint = nearest(name, keys(Config))
             hint = f"; it belongs in [{section}]" if section else hint
             raise ConfigError(f"{where}there is no key {name!r}{hint}")
         for key in given if name in SECTIONS else ():
-            if key not in SECTIONS[name].model_fields:
-                hint = nearest(key, SECTIONS[name].model_fields)
+            if key not in keys(SECTIONS[name]):
+                hint = nearest(key, keys(SECTIONS[name]))
                 raise ConfigError(f"{where}[{name}] has no key {key!r}{hint}")
     for name, key in (("model", "path"), ("data", "train"), ("data", "loss")):
         if key not in values.get(name, {}):
@@ -213,4 +282,4 @@ def _explain(error: Any, file: Path | None, origin: Mapping[tuple[str, ...], str
         name = f"[{at[0]}] {'.'.join(at[1:])}" if at[0] in SECTIONS and at[1:] else ".".join(at)
         where = name if file is None else f"{file}: {name}"
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
-    return f"{where}: {message}, not {error['input']!r}"
+    return f"{where}: {message}, not {reprlib.repr(error['input'])}"

@@ -18,6 +18,7 @@ def export_model(
     input_shape: flags.InputShape = None,
     inputs: flags.Inputs = None,
     weights: flags.Weights = None,
+    original: flags.Original = None,
     onnx: Annotated[
         Path | None,
         typer.Option(
@@ -41,6 +42,7 @@ def export_model(
 
     ```
     secateurs export torchvision:resnet18 --onnx resnet18.onnx
+    secateurs export runs/a --onnx small.onnx
     secateurs export my_model:build --input-shape 1,1,28,28 --onnx small.onnx --pt2 small.pt2
     ```
     """
@@ -50,7 +52,7 @@ def export_model(
         raise ConfigError("say what to write: --onnx FILE, --pt2 FILE, or both")
     importable([Path.cwd()])
     shapes = [parse_shape(text) for text in input_shape or ()]
-    network = build(model, weights)
+    network = build(model, weights, original=original)
     example = example_inputs(model, network, shapes, inputs)
     for write, path in ((export_onnx, onnx), (export_pt2, pt2)):
         if path is not None:

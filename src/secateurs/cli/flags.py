@@ -1,4 +1,4 @@
-"""The flags that commands share, and those that are the options of the pruning loop."""
+"""The flags that commands share, and those that are the keys of a configuration."""
 
 from __future__ import annotations
 
@@ -8,15 +8,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
-from ..process.options import Options
-
+MODELS = (
+    "package.module:callable (called without arguments; the current directory is searched), "
+    "torchvision:NAME, timm:NAME, a folder that `secateurs prune` or sc.save wrote, or a .pt2 file."
+)
 Model: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="package.module:callable (called without arguments; the current directory is "
-        "searched), torchvision:NAME or timm:NAME.",
+        help=MODELS,
+        show_default=False,
+    ),
+]
+Original: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--class",
+        help="What the saved folder was cut from, where it does not say: package.module:callable, "
+        "torchvision:NAME or timm:NAME.",
+        metavar="MODEL",
         show_default=False,
     ),
 ]
@@ -47,63 +60,55 @@ Inputs: TypeAlias = Annotated[
     ),
 ]
 
-# What each option of the loop means on the command line, with its unit.
-OPTIONS = {
-    "step": "Units removed per step: below 1 a fraction of the original units, else a number.",
-    "schedule": "constant: as many units each step; geometric: in proportion to the units left.",
-    "updates": "Weight updates after each removal.",
-    "warmup": "Weight updates before the first removal.",
-    "final": "Weight updates after the last removal.",
-    "score_batches": "Batches that each ranking is made from.",
-    "lr": "Learning rate of SGD with momentum 0.9.",
-    "normalize": "How the scores of a group are scaled before groups are compared.",
-    "flops_weight": "How much a unit's share of the MACs speaks for its removal.",
-    "only": "Prune only modules of this path, such as 'layer1.*'; may be repeated.",
-    "ignore": "Leave modules of this path alone; may be repeated.",
-    "min_keep": "Units that stay in every group.",
-    "max_remove": "The largest fraction of a group's units that may go.",
-    "round_to": "The size of every pruned group stays a multiple of this many units.",
-    "exact_only": "Leave groups alone whose cut changes a statistic (such as a LayerNorm's).",
-    "floor": "Stop before the metric crosses this value, and keep the network that held it.",
-    "accumulate": "Batches per weight update.",
-    "device": "cpu, cuda, cuda:1, mps …",
-    "precision": "Mixed precision of the training.",
-    "latency": "Measure the latency before and after, on the example inputs.",
-    "trackers": "An Accelerate tracker, such as tensorboard or wandb; may be repeated.",
-    "seed": "Of everything that is drawn.",
+# How a key is known on the command line, where its type does not tell.
+METAVARS = {
+    "train": "DATA",
+    "evaluate": "DATA",
+    "loss": "NAME",
+    "only": "PATTERN",
+    "ignore": "PATTERN",
+    "trackers": "NAME",
+    "mean": "N,N,N",
+    "std": "N,N,N",
 }
-UNSET = {
-    "device": "what Accelerate finds",
-    "floor": "none",
-    "only": "all",
-    "exact_only": "exact-only",
-    "latency": "no-latency",
-}
-METAVARS = {"only": "PATTERN", "ignore": "PATTERN", "trackers": "NAME"}
+UNSET = {"device": "what Accelerate finds", "only": "all"}
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that takes **options one flag for each field of `Options`."""
-    signature = inspect.signature(command, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    flags = [_parameter(name) for name in Options.model_fields]
-    command.__signature__ = signature.replace(parameters=own + flags)  # type: ignore[attr-defined]
-    return command
+def with_sections(*sections: tuple[type[BaseModel], str]) -> Callable[..., Callable[..., None]]:
+    """Give a command that takes **values one flag for each key of some sections.
+
+    Args:
+        sections: (section of the configuration, the title of its flags in the help).
+    """
+    flags = [
+        _parameter(name, field, title)
+        for section, title in sections
+        for name, field in section.model_fields.items()
+    ]
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        command.__signature__ = signature.replace(parameters=own + flags)  # type: ignore[attr-defined]
+        return command
+
+    return give
 
 
-def _parameter(name: str) -> inspect.Parameter:
-    field = Options.model_fields[name]
+def _parameter(name: str, field: FieldInfo, title: str) -> inspect.Parameter:
     kind: Any = field.annotation
-    several = get_origin(kind) is tuple
-    default = UNSET.get(name, "none" if several else field.default)
+    several = get_origin(kind) is tuple and name not in ("mean", "std")
     # no default of its own: what is not given must not hide the value of the configuration
-    text = f"{OPTIONS[name]} [default: {default}]"
+    text = f"{' '.join((field.description or '').split())}{_default(name, field)}"
     # a choice is checked where the configuration is, with the same words
     choices = "|".join(get_args(kind)) if get_origin(kind) is Literal else None
-    if choices or several:
+    if choices or get_origin(kind) is tuple:
         kind = list[str] if several else str
     option = typer.Option(
-        help=text, metavar=METAVARS.get(name, choices), rich_help_panel=r"How to prune, \[prune]"
+        help=f"{text} May be repeated." if several else text,
+        metavar=METAVARS.get(name, choices),
+        show_default=False,
+        rich_help_panel=title,
     )
     return inspect.Parameter(
         name,
@@ -111,3 +116,14 @@ def _parameter(name: str) -> inspect.Parameter:
         default=None,
         annotation=Annotated[kind | None, option],
     )
+
+
+def _default(name: str, field: FieldInfo) -> str:
+    if name not in UNSET and (field.is_required() or field.default in (None, ())):
+        return ""
+    value = UNSET.get(name, field.default)
+    if isinstance(value, bool):
+        value = f"{'' if value else 'no-'}{name.replace('_', '-')}"
+    elif isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    return f" [default: {value}]"

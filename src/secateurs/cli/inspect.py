@@ -21,6 +21,7 @@ def inspect_model(
     input_shape: flags.InputShape = None,
     inputs: flags.Inputs = None,
     weights: flags.Weights = None,
+    original: flags.Original = None,
     frozen: Annotated[
         bool, typer.Option("--frozen", help="List every frozen axis, not a summary by reason.")
     ] = False,
@@ -35,6 +36,7 @@ def inspect_model(
     secateurs inspect torchvision:resnet18
     secateurs inspect my_model:build --input-shape 1,1,28,28 --frozen
     secateurs inspect timm:convnext_atto --json | jq .cost
+    secateurs inspect runs/a --class my_model:build
     ```
     """
     from .. import trace
@@ -42,7 +44,7 @@ def inspect_model(
 
     importable([Path.cwd()])
     shapes = [parse_shape(text) for text in input_shape or ()]
-    network = build(model, weights)
+    network = build(model, weights, original=original)
     graph = trace(network, example_inputs(model, network, shapes, inputs))
     measures = Cost(graph).all()
     cost = {

@@ -1,24 +1,28 @@
-"""MODEL: 'package.module:callable', 'torchvision:NAME' or 'timm:NAME', and what to feed it."""
+"""MODEL: 'package.module:callable', 'torchvision:NAME', 'timm:NAME', a saved folder or a .pt2 file,
+and what to feed it."""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, FileError, nearest
 from .objects import called, find, made
+from .saved import PT2, original_of, recorded
 
 if TYPE_CHECKING:
     from torch import nn
 
 IMAGE = (1, 3, 224, 224)
-ZOOS = ("torchvision", "timm")
 
 
-def build(path: str, weights: Path | None = None, seed: int = 0) -> nn.Module:
+def build(
+    path: str, weights: Path | None = None, seed: int = 0, original: str | None = None
+) -> nn.Module:
     """The model that MODEL names.
 
     Args:
@@ -26,24 +30,40 @@ def build(path: str, weights: Path | None = None, seed: int = 0) -> nn.Module:
         weights: a safetensors file of its whole state; else what it comes with (of torchvision
             and timm: random weights).
         seed: of random weights.
+        original: MODEL of what a saved folder was cut from; see `original_of`.
 
     Raises:
         ConfigError: there is no such model, or it cannot be made.
-        FileError: the weights are missing, or of another model.
+        FileError: a file is missing, damaged, or of another model.
     """
     import torch
     from torch import nn
 
-    make = _maker(path)
-    # only now: what importing the module draws must not matter, it is imported only once
-    torch.manual_seed(seed)
-    model = make if isinstance(make, nn.Module) else called(make, path, "model")
+    from .. import load
+
+    if original is not None and not is_saved(path):
+        raise ConfigError(f"--class is for a saved folder; there is no folder {path!r}")
+    model: Any
+    if is_saved(path):
+        model = load(path, build(original_of(path, original), seed=seed))
+    elif path.endswith(PT2):
+        model = load(path)
+    else:
+        make = _maker(path)
+        # only now: what importing the module draws must not matter, it is imported only once
+        torch.manual_seed(seed)
+        model = make if isinstance(make, nn.Module) else called(make, path, "model")
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise ConfigError(f"model {path!r} must be or return a torch.nn.Module, not {kind}")
     if weights is not None:
         _fill(model, path, weights)
     return model
+
+
+def is_saved(path: str) -> bool:
+    """Whether MODEL is a folder."""
+    return os.path.isdir(path)
 
 
 def _maker(path: str) -> Any:
@@ -53,6 +73,8 @@ def _maker(path: str) -> Any:
         return _from_torchvision(name)
     if zoo == "timm" and name:
         return _from_timm(name)
+    if not name and (os.sep in path or os.path.exists(path)):
+        raise ConfigError(f"model {path!r} is neither a folder nor a {PT2} file")
     return find(path, "model")
 
 
@@ -86,13 +108,13 @@ def _from_timm(name: str) -> Callable[[], Any]:
 
 
 def _fill(model: nn.Module, path: str, weights: Path) -> None:
-    import safetensors
     from safetensors.torch import load_model
 
+    from ..files.store import load_tensors
+
+    load_tensors(weights, foreign=True)
     try:
         load_model(model, weights)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise FileError(f"cannot read {weights} as safetensors: {error}") from error
     except RuntimeError as error:
         raise FileError(f"{weights} does not fit {path}: {error}") from error
 
@@ -131,19 +153,27 @@ def example_inputs(
             raise ConfigError("give the input shape or inputs, not both")
         return made(inputs, "inputs")
     draw = torch.Generator().manual_seed(0)
-    found = tuple(
-        torch.randn(shape, generator=draw) for shape in shapes or [_own_shape(path, model)]
-    )
+    wanted = list(shapes) or _own_shapes(path, model)
+    try:
+        found = tuple(torch.randn(shape, generator=draw) for shape in wanted)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ConfigError(f"no input of shape {wanted} can be made: {error}") from error
     return found[0] if len(found) == 1 else found
 
 
-def _own_shape(path: str, model: nn.Module) -> tuple[int, ...]:
+def _own_shapes(path: str, model: nn.Module) -> Sequence[tuple[int, ...]]:
     zoo = path.partition(":")[0]
     if zoo == "timm":
         own = getattr(model, "pretrained_cfg", {}).get("input_size", IMAGE[1:])
-        return (1, *own)
+        return [(1, *own)]
     if zoo == "torchvision":
-        return IMAGE
+        return [IMAGE]
+    if is_saved(path) and (record := recorded(path)) is not None:
+        # of a model of its own making, only the shape is taken: inputs would be code to run
+        if record.input_shape:
+            return record.input_shape
+        if record.inputs is None:
+            return _own_shapes(record.original or record.path, model)
     raise ConfigError(
         f"nothing says what {path} takes; give --input-shape 1,3,224,224 (batch first), or "
         "--inputs package.module:callable that returns example inputs"

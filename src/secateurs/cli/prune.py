@@ -11,84 +11,40 @@ import typer
 from ..errors import ConfigError, FileError
 from ..report.extra import check_installed, installed
 from . import flags
-from .config import Config, make_config
-from .models import ZOOS, build, example_inputs
-from .objects import find_function, find_loss, importable, made
+from .config import Config, DataSection, PruneSection, make_config
+from .datasets import evaluation, train_batches
+from .models import build, example_inputs, is_saved
+from .objects import find_loss, importable
 from .report import PAGE
+from .saved import CONFIG, ZOOS, original_of
 
 if TYPE_CHECKING:
     from ..process.result import PruneResult
 
-DATA = r"Data, \[data]"
+SECTIONS = ((DataSection, r"Data, \[data]"), (PruneSection, r"How to prune, \[prune]"))
 
 
-@flags.with_options
+@flags.with_sections(*SECTIONS)
 def prune_model(
     context: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Argument(metavar="CONFIG.toml", help="The configuration; flags override it."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="package.module:callable, torchvision:NAME or timm:NAME.",
+        typer.Argument(
+            metavar="CONFIG.toml",
+            help="The configuration, as `secateurs init` writes it; flags override it.",
         ),
     ] = None,
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help=flags.MODELS)] = None,
+    original: flags.Original = None,
     weights: flags.Weights = None,
     input_shape: flags.InputShape = None,
     inputs: flags.Inputs = None,
-    train: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PKG.MOD:NAME",
-            help="Returns batches (input, target): a DataLoader, or a list.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="A loss of torch.nn.functional, such as cross_entropy, or PKG.MOD:NAME, a "
-            "function (output, target) -> one value per example.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    evaluate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PKG.MOD:NAME",
-            help="A function (model) -> the metric, called after every step.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(help="What the metric is called. [default: metric]", rich_help_panel=DATA),
-    ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(
-            metavar="max|min",
-            help="Whether more or less of it is better. [default: max]",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
     budget: Annotated[
         list[str] | None,
         typer.Option(
             metavar="MEASURE=VALUE",
             help="What to keep of macs, params or units: up to 1 a fraction, above it an absolute "
             "number; again for a further measure. Replaces all of [budget].",
-        ),
-    ] = None,
-    criterion: Annotated[
-        str | None,
-        typer.Option(
-            help="What decides which units go: taylor, weight, activation or random. "
-            "[default: taylor]",
         ),
     ] = None,
     out: Annotated[
@@ -110,7 +66,7 @@ def prune_model(
         ),
     ] = None,
     progress: Annotated[bool, typer.Option(help="Show live progress on stderr.")] = True,
-    **options: Any,
+    **values: Any,
 ) -> None:
     """Prune a trained model to a budget: fine-tune, remove the least important units, repeat.
 
@@ -129,48 +85,31 @@ def prune_model(
         --budget macs=0.2 --out runs/a
     ```
 
-    A configuration. Relative paths in it start at its own folder; the modules that it names are
-    searched for there and in the current directory:
+    A model and data of one's own, or what comes along:
 
     ```
-    out = "runs/a"
-
-    [model]
-    path = "my_model:build"
-    weights = "trained.safetensors"
-    input_shape = [1, 1, 28, 28]
-
-    [data]
-    train = "my_data:train"
-    loss = "cross_entropy"
-    evaluate = "my_data:accuracy"
-    metric = "accuracy"
-
-    [budget]
-    macs = 0.2                      # keep 20% of the multiply-accumulates
-
-    [prune]
-    updates = 50                    # any flag under 'How to prune'
+    secateurs prune --model torchvision:resnet18 --weights resnet18.safetensors \\
+        --train images:photos/train --evaluate images:photos/val --loss cross_entropy \\
+        --budget macs=0.5 --out runs/b
     ```
+
+    `secateurs init` writes a configuration with every key, its meaning and its default. Relative
+    paths in it start at its own folder; the modules that it names are searched for there and in
+    the current directory.
     """
     given = make_config(
         config,
         {
             "model": {
                 "path": model,
+                "class": original,
                 "weights": weights,
                 "input_shape": input_shape or None,
                 "inputs": inputs,
             },
-            "data": {
-                "train": train,
-                "loss": loss,
-                "evaluate": evaluate,
-                "metric": metric,
-                "mode": mode,
-            },
+            "data": {name: values[name] for name in DataSection.model_fields},
             "budget": _budget(budget or []),
-            "prune": {"criterion": criterion, **{k: v for k, v in options.items() if v != []}},
+            "prune": {n: values[n] for n in PruneSection.model_fields if values[n] != []},
             "out": out,
         },
     )
@@ -204,13 +143,13 @@ def _run(config: Config, *, resume: bool, progress: bool) -> PruneResult:
     from .. import prune
 
     data, how = config.data, config.prune
-    network = build(config.model.path, config.model.weights, how.seed)
-    if config.model.weights is None and config.model.path.partition(":")[0] in ZOOS:
+    source = config.model
+    network = build(source.path, source.weights, how.seed, source.original)
+    if source.weights is None and source.path.partition(":")[0] in ZOOS:
         typer.echo("note: the weights are random; --weights takes trained ones", err=True)
-    shapes = config.model.input_shape
-    inputs = example_inputs(config.model.path, network, shapes, config.model.inputs)
-    train, loss = made(data.train, "train"), find_loss(data.loss)
-    evaluate = None if data.evaluate is None else find_function(data.evaluate, "evaluate")
+    inputs = example_inputs(source.path, network, source.input_shape, source.inputs)
+    loss = find_loss(data.loss)
+    train, evaluate = train_batches(data, inputs), evaluation(data, inputs)
     _writable(config.out)
     return prune(
         network,
@@ -220,7 +159,7 @@ def _run(config: Config, *, resume: bool, progress: bool) -> PruneResult:
         budget=config.budget.given,
         criterion=how.criterion,
         evaluate=evaluate,
-        metric=data.metric,
+        metric=data.metric_name,
         mode=data.mode,
         out=config.out,
         resume=resume,
@@ -233,19 +172,26 @@ def _writable(folder: Path) -> None:
     """Make the output directory now: hours later is too late to learn that it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            f"cannot write to {folder}: {error.strerror}; give another --out"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise FileError(f"cannot write to {folder}: {error}; give another --out") from error
 
 
 def _write(config: Config, result: PruneResult) -> None:
+    from .. import Plan, save
     from ..atomic import write_text
     from ..files.store import HISTORY, PLAN, WEIGHTS
     from ..report.record import RECORD, SCORES
 
-    folder = result.save(config.out)
-    write_text(folder / "config.json", config.model_dump_json(indent=1))
+    source = config.model
+    if is_saved(source.path):
+        # so that the new folder stands by itself: from the class, not from the older folder
+        before = Plan.load(Path(source.path) / PLAN)
+        folder = save(result.model, before.then(result.plan), config.out, history=result.history)
+        origin = original_of(source.path, source.original)
+        config = config.model_copy(update={"model": source.model_copy(update={"original": origin})})
+    else:
+        folder = result.save(config.out)
+    write_text(folder / CONFIG, config.model_dump_json(indent=1, by_alias=True))
     typer.echo(f"{result}\n")
     for name, what in (
         (WEIGHTS, "weights of the pruned model"),
@@ -253,9 +199,10 @@ def _write(config: Config, result: PruneResult) -> None:
         (HISTORY, "every step"),
         (RECORD, "what a report is made from"),
         (SCORES, "importance of every unit at every step"),
-        ("config.json", "how it was made"),
+        (CONFIG, "how it was made"),
     ):
-        typer.echo(f"{folder / name}  {what}")
+        if (folder / name).exists():
+            typer.echo(f"{folder / name}  {what}")
 
 
 def _report(folder: Path, result: PruneResult, *, wanted: bool | None) -> None:

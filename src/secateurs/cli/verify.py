@@ -12,6 +12,7 @@ from ..errors import FileError, LawError, TraceError
 from . import flags
 from .models import build, example_inputs, parse_shape
 from .objects import importable
+from .saved import original_of, recorded
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,14 @@ def verify_saved(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="What `secateurs prune` or sc.save wrote.")
     ],
-    model: flags.Model,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="What the folder was cut from, as for inspect; needed where it does not say.",
+            show_default=False,
+        ),
+    ] = None,
     input_shape: flags.InputShape = None,
     inputs: flags.Inputs = None,
     weights: flags.Weights = None,
@@ -43,6 +51,7 @@ def verify_saved(
     law is broken.
 
     ```
+    secateurs verify runs/a
     secateurs verify runs/a my_model:build --input-shape 1,1,28,28
     ```
     """
@@ -51,16 +60,20 @@ def verify_saved(
     importable([Path.cwd()])
     plan = _plan(directory)
     shapes = [parse_shape(text) for text in input_shape or ()]
+    model = original_of(str(directory), model, mend="MODEL")
     network = build(model, weights)
     plan.check(network)
     dtype = torch.float64 if float64 else torch.float32
     network = network.to(dtype)
+    if not shapes and inputs is None and (record := recorded(str(directory))) is not None:
+        shapes = list(record.input_shape)
     example = _cast(example_inputs(model, network, shapes, inputs), dtype)
     typer.echo(f"the plan fits {model}: {len(plan)} units in {len(plan.groups)} groups go")
     try:
         proof = _prove(network, plan, example)
         typer.echo(proof)
-        _run_saved(directory, network, example, dtype)
+        if proof.holds:
+            _run_saved(directory, network, example, dtype)
     except LawError as error:
         typer.echo(f"the law of the cut is BROKEN: {error}")
         raise typer.Exit(1) from error

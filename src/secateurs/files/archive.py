@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from ..atomic import check_file
 from ..errors import FileError
 
 PROGRAM = "models/model.json"
@@ -92,7 +93,7 @@ def inspected(path: str | Path) -> bytes:
 
 def judged(path: str | Path) -> bytes:
     """The same, with the errors as they come."""
-    parts = _entries(path)
+    parts = _entries(check_file(path))
     plain = {PROGRAM: _program(_json(parts[PROGRAM], PROGRAM))}
     for name, folder in CONFIGS.items():
         plain[name] = _json(parts[name], name)

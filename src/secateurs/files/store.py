@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -12,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..atomic import write_text, write_with
+from ..atomic import check_file, read_text, replacing, write_with
 from ..errors import FileError
 from ..plan import Plan
 from ..surgery.apply import apply
@@ -22,6 +24,7 @@ M = TypeVar("M", bound=nn.Module)
 
 WEIGHTS, PLAN, HISTORY = "model.safetensors", "plan.json", "history.json"
 MODEL_ONNX = "model.onnx"
+SEAL = "sha256"
 
 
 def unique_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -38,27 +41,65 @@ def unique_state(model: nn.Module) -> dict[str, torch.Tensor]:
 def save_tensors(
     path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors as safetensors, whole or not at all."""
+    """Write tensors as safetensors, whole or not at all, with a digest of all that is in them.
+
+    Raises:
+        FileError: the system refuses; what was there is untouched.
+    """
+    write_with(path, lambda place: _write_tensors(place, tensors, metadata or {}))
+
+
+def _write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # safetensors refuses two names for one storage
     plain = {
         n: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for n, t in plain.items()
     }
-    write_with(path, lambda p: safetensors.torch.save_file(plain, p, dict(metadata or {})))
+    sealed = {**metadata, SEAL: digest(plain, metadata)}
+    try:
+        safetensors.torch.save_file(plain, path, sealed)
+    except safetensors.SafetensorError as error:  # a full disk has no type of its own there
+        raise OSError(str(error)) from error
 
 
-def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def load_tensors(
+    path: str | Path, *, foreign: bool = False
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Read tensors and metadata from a safetensors file.
 
+    Args:
+        path: the file.
+        foreign: accept a file that another program wrote, which has no digest to check.
+
     Raises:
-        FileError: the file is missing, truncated or not safetensors.
+        FileError: the file is missing, truncated, damaged or not safetensors.
     """
+    check_file(path)
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError, ValueError, RuntimeError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (
+        OSError, safetensors.SafetensorError, ValueError, TypeError, RuntimeError, OverflowError
+    ) as error:  # fmt: skip
         raise FileError(f"cannot read {path} as safetensors: {error}") from error
+    seal = metadata.pop(SEAL, None)
+    if seal is None and not foreign:
+        raise FileError(f"{path} was not written by this library: it holds no {SEAL}")
+    if seal is not None and seal != digest(tensors, metadata):
+        raise FileError(f"{path} is damaged: its {SEAL} is not that of what it holds")
+    return tensors, metadata
+
+
+def digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """The SHA-256 of names, dtypes, shapes, values and metadata, as hexadecimal digits."""
+    total = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def save(
@@ -73,14 +114,14 @@ def save(
     Args:
         model: the pruned model.
         plan: the plan that leads from the original class to it.
-        directory: made if it is not there; files of these names in it are replaced.
+        directory: made if it is not there; files of these names in it are replaced, all or none.
         history: records of how it came about.
 
     Returns:
         The directory.
 
     Raises:
-        OSError: a file cannot be written; the old one stays, since each is written whole.
+        FileError: the system refuses; what was there is untouched.
 
     >>> import tempfile, torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
@@ -90,10 +131,17 @@ def save(
     ['model.safetensors', 'plan.json']
     """
     directory = Path(directory)
-    save_tensors(directory / WEIGHTS, unique_state(model), {"format": "pt"})
-    plan.save(directory / PLAN)
-    if history is not None:
-        write_text(directory / HISTORY, json.dumps(history, indent=1))
+    text = plan.to_json()
+    with ExitStack() as files:  # each is written before the first one is put in its place
+        place = {
+            name: files.enter_context(replacing(directory / name))
+            for name in (WEIGHTS, PLAN, *([HISTORY] if history is not None else []))
+        }
+        metadata = {"format": "pt", "plan": _sum(text)}
+        _write_tensors(place[WEIGHTS], unique_state(model), metadata)
+        place[PLAN].write_text(text, encoding="utf-8")
+        if history is not None:
+            place[HISTORY].write_text(json.dumps(history, indent=1), encoding="utf-8")
     return directory
 
 
@@ -116,7 +164,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         The same model, pruned and trainable; of a `.pt2` file, a module to call.
 
     Raises:
-        FileError: a file is missing, truncated or foreign, or does not fit; or a `.pt2` file holds
+        FileError: a file is missing, damaged or foreign, or does not fit; or a `.pt2` file holds
             code or pickle. The model is unchanged.
         PlanError: the plan does not fit this model; the model is unchanged.
 
@@ -138,13 +186,23 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             f"{path} holds weights and a plan, not a network: pass a new instance of the original "
             "model too (only a file that ends in .pt2 does without)"
         )
-    plan = Plan.load(directory / PLAN)
-    tensors, _ = load_tensors(directory / WEIGHTS)
+    text = read_text(directory / PLAN)
+    plan = Plan.from_json(text)
+    tensors, metadata = load_tensors(directory / WEIGHTS)
+    if metadata.get("plan") != _sum(text):
+        raise FileError(
+            f"{directory / PLAN} is not the plan that {WEIGHTS} was saved with: one of the two was "
+            "damaged, edited or replaced"
+        )
     plan.check(model)
     check_state(model, plan, tensors, directory / WEIGHTS)
     apply(model, plan, inplace=True)
     fill_state(model, tensors)
     return model
+
+
+def _sum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_state(
@@ -153,11 +211,12 @@ def check_state(
     """Refuse tensors that are not those of this model after this plan.
 
     Raises:
-        FileError: a tensor is missing, foreign or of another shape.
+        FileError: a tensor is missing, foreign, or of another shape or kind of number.
     """
+    state = unique_state(model)
     wanted = {
         name: plan.tensors[name].new_shape if name in plan.tensors else tuple(tensor.shape)
-        for name, tensor in unique_state(model).items()
+        for name, tensor in state.items()
     }
     for name in sorted(wanted.keys() ^ tensors.keys()):
         kind = "lacks" if name in wanted else "has a foreign"
@@ -167,6 +226,9 @@ def check_state(
             raise FileError(
                 f"{where}: tensor {name!r} has shape {tuple(tensors[name].shape)}, not {shape}"
             )
+        given, own = tensors[name].dtype, state[name].dtype
+        if (given.is_floating_point, given.is_complex) != (own.is_floating_point, own.is_complex):
+            raise FileError(f"{where}: tensor {name!r} holds {given}, where the model has {own}")
 
 
 def fill_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

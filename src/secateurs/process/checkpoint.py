@@ -5,16 +5,69 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from ..atomic import parse_json
 from ..errors import FileError
 from ..files.store import load_tensors, save_tensors
 from ..plan import Plan
 
 NAME = "checkpoint.safetensors"
 FORMAT = "secateurs.checkpoint/1"
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Stopped = Literal["", "budget", "floor", "nan", "interrupted", "exhausted"]
+
+
+class _Step(BaseModel):
+    """What the history says of one step; more may be said."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    step: Count
+    removed: dict[str, Count]
+    macs: Count
+    params: Count
+    units: Count
+    loss: float | None
+    metric: float | None
+    seconds: float
+
+
+class _Scores(BaseModel):
+    """As `Scores.to_dict` gives them."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    criterion: str
+    examples: Count
+    assumed: str
+    values: dict[str, list[float]]
+
+
+class _Extra(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    stopped: Stopped
+    scores: _Scores | None
+
+
+class _Record(BaseModel):
+    """The part of a checkpoint that is JSON, checked strictly."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    format: Literal["secateurs.checkpoint/1"]
+    step: Count
+    plan: dict[str, Any]
+    numbers: dict[str, Any]
+    place: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    history: Annotated[list[_Step], Field(min_length=1)]
+    settings: dict[str, Any]
+    finished: Stopped
+    extra: _Extra
 
 
 @dataclass
@@ -71,25 +124,34 @@ class Checkpoint:
         """
         path = directory / NAME
         tensors, metadata = load_tensors(path)
+        data = parse_json(metadata.get("checkpoint", "null"), f"the record in {path}", finite=False)
         try:
-            record = json.loads(metadata["checkpoint"])
-            if record["format"] != FORMAT:
-                raise ValueError(record["format"])
-            return cls(
-                int(record["step"]),
-                Plan.from_dict(record["plan"]),
-                _under(tensors, "model/"),
-                _under(tensors, "optimizer/"),
-                dict(record["numbers"]),
-                (int(record["place"][0]), int(record["place"][1])),
-                list(record["history"]),
-                dict(record["settings"]),
-                _under(tensors, "importance/"),
-                str(record["finished"]),
-                dict(record["extra"]),
-            )
-        except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
-            raise FileError(f"{path} is not a checkpoint of this library: {error!r}") from error
+            record = _Record.model_validate(data)
+            plan = Plan.from_dict(record.plan)
+        except (ValidationError, FileError) as error:
+            raise FileError(
+                f"{path} is not a checkpoint of this library: {_told(error)}"
+            ) from error
+        return cls(
+            record.step,
+            plan,
+            _under(tensors, "model/"),
+            _under(tensors, "optimizer/"),
+            record.numbers,
+            (record.place[0], record.place[1]),
+            [step.model_dump() for step in record.history],
+            record.settings,
+            _under(tensors, "importance/"),
+            record.finished,
+            record.extra.model_dump(),
+        )
+
+
+def _told(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the record'}: {first['msg']}"
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

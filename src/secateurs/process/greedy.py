@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def prune(
     if finetune is None or run.criterion.needs:
         check_loss(loss, objective)
     run.trainer = Trainer(run.model, train, loss, objective, optimizer, scheduler, chosen)
-    if run.out is not None and (run.out / NAME).exists():
+    if run.out is not None and os.path.lexists(run.out / NAME):
         saved = Checkpoint.load(run.out)
         if resume:
             run.restore(saved)

@@ -13,54 +13,60 @@ from ..ranking import Limits
 class Options(BaseModel):
     """How `prune` works; every field has a default.
 
-    Attributes:
-        step: units removed per step: a fraction of the original units if below 1, else a number.
-        schedule: 'constant' removes `step` each time; 'geometric' in proportion to the units left,
-            so that the steps grow finer as the network shrinks.
-        updates: weight updates after each removal.
-        warmup: weight updates before the first removal.
-        final: weight updates after the last removal.
-        score_batches: batches that each ranking is made from.
-        lr: learning rate of the default optimizer (SGD with momentum 0.9).
-        normalize, flops_weight: see `secateurs.ranking.importance`.
-        only, ignore, min_keep, max_remove, round_to, exact_only: see `secateurs.ranking.Limits`.
-        floor: stop when the metric falls below this (above it, for mode 'min'), and return the
-            smallest network that held it.
-        accumulate: batches per weight update.
-        device: 'cpu', 'cuda', …; by default whatever Accelerate finds.
-        precision: mixed precision of training: 'no', 'fp16' or 'bf16'.
-        latency: measure the latency of the network before and after, on the example inputs.
-        trackers: names of Accelerate trackers, such as 'tensorboard' or 'wandb'.
-        seed: of everything that is drawn.
+    `secateurs init` writes them all out, and `secateurs prune --help` lists them.
 
     >>> Options(step=0.1).final
     500
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     step: Annotated[float, Field(gt=0)] = 0.05
+    """Units removed per step: below 1 a fraction of the original units, else a number."""
     schedule: Literal["constant", "geometric"] = "constant"
+    """Whether every step removes as many units, or in proportion to those left, ever fewer."""
     updates: Annotated[int, Field(ge=0)] = 50
+    """Weight updates after each removal."""
     warmup: Annotated[int, Field(ge=0)] = 0
+    """Weight updates before the first removal."""
     final: Annotated[int, Field(ge=0)] = 500
+    """Weight updates after the last removal."""
     score_batches: Annotated[int, Field(ge=1)] = 10
+    """Batches that each ranking is made from."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of the default optimizer, SGD with momentum 0.9."""
     normalize: Literal["none", "l1", "l2", "max", "mean"] = "l2"
+    """How the scores of a group are scaled before groups are compared."""
     flops_weight: Annotated[float, Field(ge=0)] = 1e-3
-    only: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
+    """How much a unit's share of the MACs speaks for its removal."""
+    only: Annotated[tuple[str, ...], Field(examples=[["layer1.*"]])] = ()
+    """Prune only modules of these paths, such as 'layer1.*'."""
+    ignore: Annotated[tuple[str, ...], Field(examples=[["fc"]])] = ()
+    """Leave modules of these paths alone."""
     min_keep: Annotated[int, Field(ge=1)] = 1
+    """Units that stay in every group."""
     max_remove: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """The largest fraction of a group's units that may go."""
     round_to: Annotated[int, Field(ge=1)] = 1
+    """The size of every pruned group stays a multiple of this many units."""
     exact_only: bool = True
-    floor: float | None = None
+    """Leave groups alone whose cut changes a statistic (such as a LayerNorm's)."""
+    floor: Annotated[float | None, Field(examples=[0.9])] = None
+    """Stop before the metric crosses this value, and keep the smallest network that held it."""
     accumulate: Annotated[int, Field(ge=1)] = 1
-    device: str | None = None
+    """Batches per weight update."""
+    device: Annotated[str | None, Field(examples=["cpu"])] = None
+    """'cpu', 'cuda', 'cuda:1', 'mps' …; by default what Accelerate finds."""
     precision: Literal["no", "fp16", "bf16"] = "no"
+    """Mixed precision of the training."""
     latency: bool = False
-    trackers: tuple[str, ...] = ()
-    seed: int = 0
+    """Measure the latency of the network before and after, on the example inputs."""
+    trackers: Annotated[tuple[str, ...], Field(examples=[["tensorboard"]])] = ()
+    """Accelerate trackers, such as 'tensorboard' or 'wandb'."""
+    seed: Annotated[int, Field(ge=0, lt=1 << 62)] = 0
+    """Of everything that is drawn."""
 
     @property
     def limits(self) -> Limits:

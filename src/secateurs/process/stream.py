@@ -69,7 +69,8 @@ class Stream:
                 self._batches = self._open()  # the order of the epoch is drawn with batch 0
                 batch = next(self._batches, _END)
                 for _ in range(self.index - 1):
-                    next(self._batches, _END)
+                    if next(self._batches, _END) is _END:
+                        break
             if self.index:
                 batch = self._draw(self._batches)
         else:

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from ..batches import Loss, Objective, loss_of, to_device
-from ..errors import ConfigError, NotFiniteError
+from ..errors import ConfigError, FileError, NotFiniteError
 from ..plan import Plan
 from ..trace.record import model_tensors
 from .options import Options
@@ -204,9 +204,16 @@ class Trainer:
         return tensors, numbers
 
     def restore_optimizer(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        own = model_tensors(self.model)
+        """Take up what `optimizer_state` gave.
+
+        Raises:
+            FileError: it names a parameter that the model does not have.
+        """
+        own = dict(self.model.named_parameters())
         for path, value in {**tensors, **numbers}.items():
             name, _, key = path.rpartition("/")
+            if name not in own:
+                raise FileError(f"the checkpoint's optimizer knows a parameter {name!r}; none is")
             if isinstance(value, Tensor):
                 value = value.to(own[name].device if value.dim() else "cpu")
             self.optimizer.state[own[name]][key] = value

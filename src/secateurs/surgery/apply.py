@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from types import CodeType, FunctionType, MethodType
 from typing import Any, TypeVar
 
@@ -43,7 +44,7 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
     """
     own = plan.check(model)
     modules = modules_of(model)
-    attributes = {n: _locate(modules, n, old) for n, (old, _) in plan.attributes.items()}
+    attributes = _mended(modules, plan.attributes)
     for literal in plan.literals:
         _method(modules, literal)
     known: Known = {}
@@ -57,8 +58,8 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
         for name, new in cut.items():
             own[name].data = new
             own[name].grad = None
-    for name, (module, attribute, index) in attributes.items():
-        _assign(modules[module], attribute, index, plan.attributes[name][1])
+    for (path, attribute), value in attributes.items():
+        modules[path].__dict__[attribute] = value
     for literal in plan.literals:
         _rewrite(modules[literal.module], literal)
     return model
@@ -70,26 +71,28 @@ def _twin(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return new.requires_grad_(old.requires_grad)
 
 
-def _locate(modules: dict[str, nn.Module], name: str, old: int) -> tuple[str, str, int | None]:
-    """(module path, attribute, item) of a plan's attribute, checked against the model."""
-    path, _, attribute = name.rpartition(".")
-    attribute, bracket, item = attribute.partition("[")
-    index = int(item[:-1]) if bracket else None
-    value: Any = modules[path].__dict__.get(attribute) if path in modules else None
-    if index is not None and isinstance(value, (tuple, list)) and index < len(value):
-        value = value[index]
-    if value != old or isinstance(value, bool):
-        raise PlanError(f"the plan does not fit this model: {name} is {value!r}, not {old}")
-    return path, attribute, index
-
-
-def _assign(module: nn.Module, attribute: str, index: int | None, value: int) -> None:
-    if index is None:
-        module.__dict__[attribute] = value
-        return
-    items = list(module.__dict__[attribute])
-    items[index] = value
-    module.__dict__[attribute] = type(module.__dict__[attribute])(items)
+def _mended(
+    modules: dict[str, nn.Module], changes: Mapping[str, tuple[int, int]]
+) -> dict[tuple[str, str], Any]:
+    """(module path, attribute) -> what it becomes; the model is checked and left as it is."""
+    out: dict[tuple[str, str], Any] = {}
+    for name, (old, new) in changes.items():
+        path, _, attribute = name.rpartition(".")
+        attribute, bracket, item = attribute.partition("[")
+        whole = modules[path].__dict__.get(attribute) if path in modules else None
+        index = int(item[:-1]) if bracket else None
+        value: Any = whole
+        if index is not None and isinstance(whole, (tuple, list)) and index < len(whole):
+            value = whole[index]
+        if value != old or isinstance(value, bool):
+            raise PlanError(f"the plan does not fit this model: {name} is {value!r}, not {old}")
+        if index is None or not isinstance(whole, (tuple, list)):
+            out[path, attribute] = new
+        else:
+            items = list(out.get((path, attribute), whole))
+            items[index] = new
+            out[path, attribute] = type(whole)(items)
+    return out
 
 
 # ---------------------------------------------------------------------- numbers in the code

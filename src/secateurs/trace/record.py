@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._decomp import decomposition_table
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -299,6 +300,8 @@ class Recorder:
         return call
 
     def tag_shape(self, tensor: torch.Tensor, shape: torch.Size) -> torch.Size:
+        if isinstance(tensor, FakeTensor):
+            return shape  # a note in a program of torch.export on what it takes, not of this run
         ident = self.value(tensor)
         return torch.Size([TaggedInt(n, Size(ident, d)) for d, n in enumerate(shape)])
 
