@@ -65,6 +65,8 @@ class Slices:
         [[1, 2], [4, 5]]
         """
         tensor, known = tensor.detach(), {} if known is None else known
+        if not self.removed:
+            return tensor.clone()
         blocks = max(map(len, self.removed.values()))
         if blocks == 1 and tensor.nbytes <= _CACHED:
             return self._select(tensor, sorted(self.removed), 0, known).contiguous()
