@@ -35,17 +35,22 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
-def load(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+def load_bytes(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
     """One split of MNIST: 60,000 images to train on, 10,000 to test on.
 
     Returns:
-        Images, float32 (N, 1, 28, 28), of mean about 0 and standard deviation about 1;
-        labels, int64 (N,), the digits 0 to 9.
+        Images, uint8 (N, 1, 28, 28); labels, int64 (N,), the digits 0 to 9.
     """
     prefix = _PREFIX[split]
     pixels = torch.tensor(_read_idx(DATA / f"{prefix}-images-idx3-ubyte.gz"))
     labels = torch.tensor(_read_idx(DATA / f"{prefix}-labels-idx1-ubyte.gz"))
-    return pixels.unsqueeze(1).float().div_(255).sub_(MEAN).div_(STD), labels.long()
+    return pixels.unsqueeze(1), labels.long()
+
+
+def load(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+    """The same, with images float32 of mean about 0 and standard deviation about 1."""
+    pixels, labels = load_bytes(split)
+    return pixels.float().div_(255).sub_(MEAN).div_(STD), labels
 
 
 def loaders(
