@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format train soak bench-cut bench-score bench-lenet clean
+.PHONY: help demo test check format train soak bench-cut bench-score bench-lenet versus vgg clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,8 +46,16 @@ bench-score: $(VENV)/.test  ## time a Taylor pass against a plain forward and ba
 bench-lenet: $(VENV)/.runtime  ## the demo's error and latency at 20% and 10% of the MACs, 3 seeds
 	PYTHONPATH=examples/mnist $(BIN)/python benchmarks/lenet_seeds.py
 
+versus: $(VENV)/.bench  ## prune beside Torch-Pruning at equal MACs and updates, in JOBS processes
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/versus.py \
+		--jobs $(JOBS) --out docs/results/versus.md
+
+vgg: $(VENV)/.test  ## transfer a VGG to a task of two classes and prune its feature maps
+	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/vgg_recipe.py \
+		--out docs/results/vgg.md
+
 clean:  ## remove .venv and every cache
-	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:

@@ -1,4 +1,4 @@
-"""CIFAR-10, fetched once and kept small: one sheet of tiny images a split, compressed losslessly."""
+"""CIFAR-10, fetched once and kept small: one lossless sheet of tiny images a split."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import mnist
 from secateurs.atomic import write_with
 from secateurs.process.stream import Stream
 
-CACHE = cifar.CACHE.parent / "versus"  # base networks that are trained here, and results
+CACHE = cifar.CACHE.parent / "networks"  # those that are trained here
 HELD_OUT = 5_000  # training images at the end that settings are chosen on
 BATCH = 64
 

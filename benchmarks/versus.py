@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from peak import Peak
-from tasks import CACHE, TASKS, Images, Task, count_macs, fine_tune
+from tasks import TASKS, Images, Task, count_macs, fine_tune
 from torch import nn
 from versus_table import document
 
@@ -33,6 +34,7 @@ from secateurs.process.stream import Stream
 ROUNDS = 20  # a removal takes a twentieth of the original units
 FINE = 20  # Torch-Pruning's steps in a removal, so that it meets the MACs as closely as we do
 SCORE_BATCHES = 10
+FRACTIONS = (0.5, 0.25, 0.1)
 CRITERIA = {"taylor": "taylor", "l2": "weight"}  # what the cells call them -> our names
 
 
@@ -48,6 +50,10 @@ class Cell:
     validation: bool = False
     scale: float = 1.0  # of the number of updates
     device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        return f"{self.task} {self.criterion} {self.macs} seed{self.seed} {self.side}"
 
 
 @dataclass
@@ -136,7 +142,7 @@ def theirs(job: Job) -> nn.Module:
 SIDES: dict[str, Callable[[Job], nn.Module]] = {"ours": ours, "theirs": theirs}
 
 
-def run(cell: Cell) -> dict:
+def run(cell: Cell) -> tuple[Cell, dict]:
     """Prune, fine-tune with all the updates that are left, and measure."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -155,7 +161,7 @@ def run(cell: Cell) -> dict:
         cutting = time.perf_counter() - started - tune.seconds
     rounds, at_budget = tune.rounds, held_out.error(small)
     tune(small, tune.left)
-    return {
+    return cell, {
         **asdict(cell),
         "error_before": held_out.error(model),
         "error_at_budget": at_budget,
@@ -187,36 +193,34 @@ def read(path: Path) -> dict[Cell, dict]:
 def main(
     jobs: int = typer.Option(2, help="Processes, of one thread each."),
     device: str = typer.Option("cpu", help="Where networks are scored and trained."),
-    task: list[str] = typer.Option(list(TASKS), help="Networks, by name."),
-    criterion: list[str] = typer.Option(list(CRITERIA), help="Criteria."),
-    macs: list[float] = typer.Option([0.5, 0.25, 0.1], help="Fractions of the MACs to keep."),
+    only: str = typer.Option("", help="Regular expression for cells: 'lenet5 taylor 0.25 seed0'."),
     seeds: int = typer.Option(3, help="Seeds, from 0."),
     validation: bool = typer.Option(False, help="Measure on held-out training images."),
     scale: float = typer.Option(1.0, help="Of the number of weight updates."),
-    results: Path = typer.Option(CACHE / "results.jsonl", help="A line a run; runs are resumed."),
-    out: Path = typer.Option(None, help="The page to write; by default it is only printed."),
+    results: str = typer.Option(
+        "runs/versus.jsonl", help="A line a run; what is there is not run again."
+    ),
+    out: str = typer.Option("", help="The page to write; it is printed in any case."),
 ) -> None:
-    """Run what is not yet in the results, and write the table."""
-    bases = list(product(task, range(seeds)))
-    cells = [
-        Cell(*choice, validation, scale, device)
-        for choice in product(task, criterion, macs, range(seeds), SIDES)
-    ]
-    for name in task:
-        TASKS[name].data(validation)  # fetched once, by this process
-    done = read(results)
+    """Run what is not yet in the results, and make the table."""
     started = time.perf_counter()
+    choices = product(TASKS, CRITERIA, FRACTIONS, range(seeds), SIDES)
+    cells = [Cell(*choice, validation, scale, device) for choice in choices]
+    cells = [cell for cell in cells if re.search(only, cell.name)]
+    bases = dict.fromkeys((cell.task, cell.seed, cell.validation) for cell in cells)
+    for name in dict.fromkeys(cell.task for cell in cells):
+        TASKS[name].data(validation)  # fetched once, by this process
+    done = read(Path(results))
+    todo = [cell for cell in cells if cell not in done]
     with get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
-        pool.starmap(train_base, [(*base, validation) for base in bases], chunksize=1)
-        todo = [cell for cell in cells if cell not in done]
-        for record in pool.imap_unordered(run, todo, chunksize=1):
-            done[Cell(**{f.name: record[f.name] for f in fields(Cell)})] = record
-            write_text(results, "".join(json.dumps(r) + "\n" for r in done.values()))
-            print(json.dumps(record), flush=True)
-    print(f"{len(todo)} runs in {time.perf_counter() - started:.0f} s, {jobs} jobs")
+        pool.starmap(train_base, bases, chunksize=1)
+        for cell, record in pool.imap_unordered(run, todo, chunksize=1):
+            done[cell] = record
+            write_text(results, "".join(f"{json.dumps(line)}\n" for line in done.values()))
+            print(f"{cell.name}: {record['error']:.2f}%", flush=True)
     page = document([done[cell] for cell in cells])
-    print(page)
-    if out is not None:
+    print(page, f"{len(todo)} runs in {time.perf_counter() - started:.0f} s", sep="\n")
+    if out:
         write_text(out, page)
 
 
