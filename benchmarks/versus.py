@@ -50,6 +50,7 @@ class Cell:
     validation: bool = False
     scale: float = 1.0  # of the number of updates
     device: str = "cpu"
+    options: str = ""  # of `secateurs.prune`, as JSON
 
     @property
     def name(self) -> str:
@@ -86,6 +87,7 @@ class Job:
     each: int
     criterion: str
     seed: int
+    options: dict
     tune: Tuning
 
 
@@ -105,6 +107,7 @@ def ours(job: Job) -> nn.Module:
         device=str(job.example.device),
         seed=job.seed,
         progress=False,
+        **job.options,
     ).model
 
 
@@ -154,7 +157,8 @@ def run(cell: Cell) -> tuple[Cell, dict]:
     before = count_macs(model, example)
     tune = Tuning(task, Stream(train, cell.seed + 1000), round(task.updates * cell.scale))
     target, each = int(cell.macs * before), round(task.each * cell.scale)
-    job = Job(model, example, train, target, each, cell.criterion, cell.seed, tune)
+    options = json.loads(cell.options or "{}")
+    job = Job(model, example, train, target, each, cell.criterion, cell.seed, options, tune)
     with Peak(cell.device) as peak:
         started = time.perf_counter()
         small = SIDES[cell.side](job)
@@ -197,6 +201,9 @@ def main(
     seeds: int = typer.Option(3, help="Seeds, from 0."),
     validation: bool = typer.Option(False, help="Measure on held-out training images."),
     scale: float = typer.Option(1.0, help="Of the number of weight updates."),
+    options: str = typer.Option(
+        "", help="More options of secateurs.prune, as JSON: '{\"flops_weight\": 0.1}'."
+    ),
     results: str = typer.Option(
         "runs/versus.jsonl", help="A line a run; what is there is not run again."
     ),
@@ -205,7 +212,8 @@ def main(
     """Run what is not yet in the results, and make the table."""
     started = time.perf_counter()
     choices = product(TASKS, CRITERIA, FRACTIONS, range(seeds), SIDES)
-    cells = [Cell(*choice, validation, scale, device) for choice in choices]
+    ours_alone = {"ours": options, "theirs": ""}
+    cells = [Cell(*c, validation, scale, device, ours_alone[c[-1]]) for c in choices]
     cells = [cell for cell in cells if re.search(only, cell.name)]
     bases = dict.fromkeys((cell.task, cell.seed, cell.validation) for cell in cells)
     for name in dict.fromkeys(cell.task for cell in cells):

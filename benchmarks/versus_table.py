@@ -62,6 +62,8 @@ def document(records: Sequence[dict]) -> str:
     cells = pairs(records)
     any_record = records[0]
     measured = "held-out training" if any_record["validation"] else "test"
+    options = next((r["options"] for r in records if r["options"]), "")
+    extra = f"{options} and the defaults" if options else "the defaults"
     seeds = len({record["seed"] for record in records})
     return f"""# Secateurs against Torch-Pruning 1.6.1
 
@@ -82,8 +84,8 @@ gives both the same number of weight updates. The error is on {measured} images.
   and all that are left come at the end (SGD, Nesterov momentum 0.9, weight decay 5e-4, batches of
   {BATCH}, the rate falling along a cosine in every fine-tuning). One function does them for both
   sides, from the same seed: update n sees the same batch on both.
-- Secateurs: `secateurs.prune(budget={{"macs": …}}, step=1/20, criterion=…)` with its defaults
-  otherwise; 'l2' is the criterion `weight`.
+- Secateurs: `secateurs.prune(budget={{"macs": …}}, step=1/20, criterion=…)` with
+  {extra}; 'l2' is the criterion `weight`.
 - Torch-Pruning: `BasePruner(global_pruning=True, pruning_ratio=1.0, iterative_steps=400)` with the
   classifier ignored, twenty of its steps a removal, until the MACs are met, with
   `GroupTaylorImportance()`, the gradients of as many batches accumulated before each removal, and
