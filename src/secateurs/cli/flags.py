@@ -57,6 +57,7 @@ OPTIONS = {
     "lr": "Learning rate of SGD with momentum 0.9.",
     "normalize": "How the scores of a group are scaled before groups are compared.",
     "flops_weight": "How much a unit's share of the MACs speaks for its removal.",
+    "cost_power": "Scores are divided by what a unit costs to this power; 0.5 suits MACs budgets.",
     "only": "Prune only modules of this path, such as 'layer1.*'; may be repeated.",
     "ignore": "Leave modules of this path alone; may be repeated.",
     "min_keep": "Units that stay in every group.",

@@ -20,7 +20,7 @@ class Options(BaseModel):
         final: weight updates after the last removal.
         score_batches: batches that each ranking is made from.
         lr: learning rate of the default optimizer (SGD with momentum 0.9).
-        normalize, flops_weight: see `secateurs.ranking.importance`.
+        normalize, flops_weight, cost_power: see `secateurs.ranking.importance`.
         only, ignore, min_keep, max_remove, round_to, exact_only: see `secateurs.ranking.Limits`.
         floor: stop when the metric falls below this (above it, for mode 'min'), and return the
             smallest network that held it.
@@ -41,6 +41,7 @@ class Options(BaseModel):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     normalize: Literal["none", "l1", "l2", "max", "mean"] = "l2"
     flops_weight: Annotated[float, Field(ge=0)] = 1e-3
+    cost_power: Annotated[float, Field(ge=0)] = 0.0
     only: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     min_keep: Annotated[int, Field(ge=1)] = 1
