@@ -35,6 +35,7 @@ ROUNDS = 20  # a removal takes a twentieth of the original units
 FINE = 20  # Torch-Pruning's steps in a removal, so that it meets the MACs as closely as we do
 SCORE_BATCHES = 10
 FRACTIONS = (0.5, 0.25, 0.1)
+OPTIONS = '{"cost_power": 0.5}'  # chosen with --validation
 CRITERIA = {"taylor": "taylor", "l2": "weight"}  # what the cells call them -> our names
 
 
@@ -202,7 +203,7 @@ def main(
     validation: bool = typer.Option(False, help="Measure on held-out training images."),
     scale: float = typer.Option(1.0, help="Of the number of weight updates."),
     options: str = typer.Option(
-        "", help="More options of secateurs.prune, as JSON: '{\"flops_weight\": 0.1}'."
+        OPTIONS, help="More options of secateurs.prune, as JSON; empty for its defaults."
     ),
     results: str = typer.Option(
         "runs/versus.jsonl", help="A line a run; what is there is not run again."

@@ -46,14 +46,15 @@ class Pair:
 
 
 def pairs(records: Iterable[dict]) -> dict[tuple[str, str, float], list[Pair]]:
-    """(task, criterion, MACs) -> a pair a seed."""
+    """(task, criterion, MACs) -> a pair for each seed of which both sides are there."""
     sides: dict[tuple, dict[str, dict]] = defaultdict(dict)
     for record in records:
         key = (record["task"], record["criterion"], record["macs"], record["seed"])
         sides[key][record["side"]] = record
     out: dict[tuple[str, str, float], list[Pair]] = defaultdict(list)
     for (*cell, _seed), both in sides.items():
-        out[tuple(cell)].append(Pair(**both))
+        if len(both) == 2:
+            out[tuple(cell)].append(Pair(**both))
     return dict(out)
 
 

@@ -104,7 +104,7 @@ ImageNet, to a task of two classes, and prunes its feature maps by the Taylor cr
 reduced form: a VGG-16 with batch normalisation and a quarter of every width, trained on the images
 of eight classes among the first {cifar.TRAIN:,} training images of CIFAR-10, transferred to the
 other two ({" and ".join(TASK)}), then pruned by
-`secateurs.prune(…, criterion="taylor", only="features.*")`.
+`secateurs.prune(…, criterion="taylor", only="features.*", cost_power=0.5)`.
 
 {markdown(("", "before", "after", "ratio", "the recipe's own figures"), rows)}
 
@@ -121,9 +121,9 @@ def _ratio(pair: list) -> str:
 
 def main(
     macs: float = typer.Option(0.25, help="Fraction of the multiply-accumulates to keep."),
-    training: int = typer.Option(1500, help="Weight updates on eight classes."),
-    transfer: int = typer.Option(300, help="Weight updates on the two classes, before pruning."),
-    final: int = typer.Option(500, help="Weight updates after the last removal."),
+    training: int = typer.Option(1000, help="Weight updates on eight classes."),
+    transfer: int = typer.Option(200, help="Weight updates on the two classes, before pruning."),
+    final: int = typer.Option(400, help="Weight updates after the last removal."),
     seed: int = 0,
     out: str = typer.Option("", help="The page to write; it is printed in any case."),
     folder: str = typer.Option("runs/vgg", help="Where to write the pruned network."),
@@ -144,7 +144,8 @@ def main(
         train=train,
         budget={"macs": macs},
         loss=nn.CrossEntropyLoss(reduction="none"),
-        only=("features.*",),
+        only="features.*",
+        cost_power=0.5,
         evaluate=lambda model: 100 - test.error(model),
         metric="accuracy",
         finetune=tune,
