@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo test test-browser check docs pictures format train soak fuzz \
-	bench-cut bench-score bench-lenet bench-report export-zoo clean
+	bench-cut bench-score bench-lenet bench-report export-zoo versus vgg clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,8 +67,16 @@ export-zoo: $(VENV)/.test  ## export 15 pruned networks as ONNX and .pt2, and co
 bench-report: $(VENV)/.test  ## size and load time of two reports in Chromium, and pictures of them
 	PYTHONPATH=.:benchmarks:examples/mnist $(BIN)/python benchmarks/report_page.py
 
+versus: $(VENV)/.bench  ## prune beside Torch-Pruning at equal MACs and updates, in JOBS processes
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/versus.py \
+		--jobs $(JOBS) --out docs/results/versus.md
+
+vgg: $(VENV)/.test  ## transfer a VGG to a task of two classes and prune its feature maps
+	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/vgg_recipe.py \
+		--out docs/results/vgg.md
+
 clean:  ## remove .venv and every cache
-	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
+	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:

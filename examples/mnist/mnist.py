@@ -12,11 +12,13 @@ from secateurs.data import mnist
 from secateurs.data.batches import batched
 from secateurs.data.mnist import MEAN, STD
 
-__all__ = ["MEAN", "STD", "load", "loaders"]
+__all__ = ["MEAN", "STD", "load", "load_bytes", "loaders"]
 
 VALIDATION = 5_000  # images held out from the end of the training split
 
-load = functools.partial(mnist.load, folder=Path(__file__).parent / "data")
+FOLDER = Path(__file__).parent / "data"
+load = functools.partial(mnist.load, folder=FOLDER)
+load_bytes = functools.partial(mnist.load_bytes, folder=FOLDER)
 
 
 def loaders(

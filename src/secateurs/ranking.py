@@ -90,9 +90,15 @@ class Move:
 
 
 def importance(
-    scores: Scores, cost: Cost, *, normalize: str = "l2", flops_weight: float = 1e-3
+    scores: Scores,
+    cost: Cost,
+    *,
+    normalize: str = "l2",
+    flops_weight: float = 1e-3,
+    cost_power: float = 0.0,
+    measure: str = "macs",
 ) -> dict[str, Array]:
-    """Scores that can be compared over layers: Θ/‖Θ‖ − λ·Θ_flops.
+    """Scores that can be compared over layers: Θ/‖Θ‖ / c^γ − λ·Θ_flops.
 
     Args:
         scores: raw scores per group.
@@ -100,6 +106,10 @@ def importance(
         normalize: how each group's scores are scaled; 'l2' divides by √ΣΘ².
         flops_weight: λ. Θ_flops is what deleting one unit of the group saves in MACs, divided by
             the largest such saving of any group.
+        cost_power: γ. c is what deleting one unit saves of `measure`, divided likewise. At ½, with
+            'l2', the ranking is that of (Θ²/ΣΘ²) / c: the share of the group's energy that is lost
+            for each MAC that is saved.
+        measure: 'macs', 'params' or 'units': what the budget is in.
 
     Returns:
         group -> (units,) float64, to be compared over all groups; higher = keep.
@@ -108,18 +118,26 @@ def importance(
         ConfigError: no such normalisation.
 
     Source: Molchanov et al. (2016), section 2.2, 'Normalization' and 'FLOPs regularized pruning'
-    (there Θ_flops is in absolute FLOPs; here it is relative, so that λ suits any network).
+    (there Θ_flops is in absolute FLOPs; here it is relative, so that λ suits any network). The
+    division by the cost is the greedy solution of the knapsack problem, Dantzig (1957).
     """
     if normalize not in NORMALIZATIONS:
         hint = nearest(normalize, NORMALIZATIONS)
         raise ConfigError(f"no normalisation is called {normalize!r}{hint}")
-    saved = cost.saved_per_unit("macs")
-    largest = max(saved.values(), default=0.0) or 1.0
+    flops, price = _saved(cost, "macs"), _saved(cost, measure)
     out = {}
     for name, values in scores.values.items():
         scale = NORMALIZATIONS[normalize](values) or 1.0
-        out[name] = values / scale - flops_weight * saved[name] / largest
+        per_cost = values / scale / price[name] ** cost_power
+        out[name] = per_cost - flops_weight * flops[name]
     return out
+
+
+def _saved(cost: Cost, measure: str) -> dict[str, float]:
+    """What deleting one unit of each group saves, relative to the largest saving of any group."""
+    saved = cost.saved_per_unit(measure)
+    largest = max(saved.values(), default=0.0) or 1.0
+    return {name: max(value / largest, 1e-9) for name, value in saved.items()}
 
 
 def moves(

@@ -45,7 +45,7 @@ def find_folder(folder: str | Path | None = None) -> Path:
     )
 
 
-def load(
+def load_bytes(
     split: Literal["train", "test"], folder: str | Path | None = None
 ) -> tuple[Tensor, Tensor]:
     """One split of MNIST: 60,000 images to train on, 10,000 to test on.
@@ -55,8 +55,7 @@ def load(
         folder: where the files lie; see `find_folder`.
 
     Returns:
-        Images, float32 (N, 1, 28, 28), of mean about 0 and standard deviation about 1;
-        labels, int64 (N,), the digits 0 to 9.
+        Images, uint8 (N, 1, 28, 28); labels, int64 (N,), the digits 0 to 9.
 
     Raises:
         DataError: MNIST is not found.
@@ -67,8 +66,16 @@ def load(
     labels = read_idx(place / _name(split, "labels"), 1)
     if pixels.shape[1:] != (_SIDE, _SIDE) or len(labels) != len(pixels) or labels.max() > 9:
         raise FileError(f"{place} does not hold MNIST: its images or labels are something else")
-    images = torch.from_numpy(pixels.copy()).unsqueeze(1).float()
-    return images.div_(255).sub_(MEAN).div_(STD), torch.from_numpy(labels.astype(np.int64))
+    images = torch.from_numpy(pixels.copy()).unsqueeze(1)
+    return images, torch.from_numpy(labels.astype(np.int64))
+
+
+def load(
+    split: Literal["train", "test"], folder: str | Path | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same, with images float32 of mean about 0 and standard deviation about 1."""
+    images, labels = load_bytes(split, folder)
+    return images.float().div_(255).sub_(MEAN).div_(STD), labels
 
 
 def read_idx(path: Path, rank: int) -> npt.NDArray[np.uint8]:

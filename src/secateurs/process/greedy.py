@@ -277,7 +277,12 @@ class _Run:
             share=self.trainer.share,
         )
         ranked = importance(
-            self.scores, cost, normalize=options.normalize, flops_weight=options.flops_weight
+            self.scores,
+            cost,
+            normalize=options.normalize,
+            flops_weight=options.flops_weight,
+            cost_power=options.cost_power,
+            measure=next(iter(self.targets)),
         )
         candidates = moves(graph, ranked, options.limits, self.originals)
         if not candidates:

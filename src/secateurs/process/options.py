@@ -41,6 +41,8 @@ class Options(BaseModel):
     """How the scores of a group are scaled before groups are compared."""
     flops_weight: Annotated[float, Field(ge=0)] = 1e-3
     """How much a unit's share of the MACs speaks for its removal."""
+    cost_power: Annotated[float, Field(ge=0)] = 0.0
+    """Scores are divided by what a unit costs, to this power; 0.5 suits budgets of MACs."""
     only: Annotated[tuple[str, ...], Field(examples=[["layer1.*"]])] = ()
     """Prune only modules of these paths, such as 'layer1.*'."""
     ignore: Annotated[tuple[str, ...], Field(examples=[["fc"]])] = ()
