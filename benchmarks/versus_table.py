@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from statistics import mean, stdev
 
 from cifar import TRAIN
@@ -29,7 +30,8 @@ class Estimate:
         return self.mean > 2 * self.error
 
     def __str__(self) -> str:
-        return f"{self.mean:+.2f} ± {self.error:.2f}".replace("-", "−")
+        error = f" ± {self.error:.2f}" if isfinite(self.error) else ""
+        return f"{self.mean:+.2f}{error}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ gives both the same number of weight updates. The error is on {measured} images.
   {BATCH}, the rate falling along a cosine in every fine-tuning). One function does them for both
   sides, from the same seed: update n sees the same batch on both.
 - Secateurs: `secateurs.prune(budget={{"macs": …}}, step=1/20, criterion=…)` with
-  {extra}; 'l2' is the criterion `weight`.
+  {extra}; 'l2' is the criterion `weight`. Options were chosen with `--validation`: on
+  held-out training images, with base networks that have not seen them.
 - Torch-Pruning: `BasePruner(global_pruning=True, pruning_ratio=1.0, iterative_steps=400)` with the
   classifier ignored, twenty of its steps a removal, until the MACs are met, with
   `GroupTaylorImportance()`, the gradients of as many batches accumulated before each removal, and
