@@ -18,7 +18,8 @@ from mnist import loaders
 def error(model: nn.Module, batches: DataLoader) -> float:
     """Wrongly classified images, in percent."""
     model.eval()
-    wrong = [model(images).argmax(1) != labels for images, labels in batches]
+    device = next(model.parameters()).device
+    wrong = [model(x.to(device)).argmax(1) != labels.to(device) for x, labels in batches]
     return 100 * torch.cat(wrong).float().mean().item()
 
 

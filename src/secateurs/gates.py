@@ -100,12 +100,15 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """Hold the garbage collector: a trace makes many small objects and keeps nearly all of them."""
-    running = gc.isenabled()
+    running, frozen = gc.isenabled(), gc.get_freeze_count()
     gc.disable()
     try:
         yield
     finally:
         if running:
+            if not frozen:  # what was made counts as old at once, without being walked through
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

@@ -237,19 +237,19 @@ def _descriptions(
     analysis: Analysis, axes: Axes, solved: Mapping[Attribute, int]
 ) -> dict[Attribute, int]:
     """Attributes that no function was given but that tell a reader the size of a weight."""
-    owned: dict[str, list[Attribute]] = {}
-    for attribute in analysis.program.attributes:
+    owned: dict[str, list[tuple[Attribute, int]]] = {}
+    for attribute, value in analysis.program.attributes.items():
         if attribute.item is None:
-            owned.setdefault(attribute.module, []).append(attribute)
+            owned.setdefault(attribute.module, []).append((attribute, value))
     out: dict[Attribute, int] = {}
     for (name, dim), (old, new) in axes.items():
         pattern = _DESCRIBES[analysis.roles.get((name, dim), "carries")]
-        for attribute in owned.get(name.rpartition(".")[0], ()):
-            if analysis.program.attributes[attribute] == old and pattern.match(attribute.name):
+        for attribute, value in owned.get(name.rpartition(".")[0], ()):
+            if value == old and pattern.match(attribute.name):
                 out[attribute] = new
     for used, new in solved.items():  # a depthwise convolution's groups are its input channels
-        for attribute in owned.get(used.module, ()):
-            same = analysis.program.attributes[attribute] == analysis.program.attributes[used]
-            if same and attribute not in out and _DESCRIBES["reads"].match(attribute.name):
+        old = analysis.program.attributes[used]
+        for attribute, value in owned.get(used.module, ()):
+            if value == old and attribute not in out and _DESCRIBES["reads"].match(attribute.name):
                 out[attribute] = new
     return out

@@ -179,10 +179,11 @@ class Recorder:
                     del ids[key]
 
             ids[key] = (weakref.ref(tensor, forget), ident)
-        try:  # noqa: SIM105 - a context manager here costs as much as all the rest
-            self._storage[ident] = tensor.untyped_storage()._cdata
-        except (RuntimeError, NotImplementedError):
-            pass  # not every tensor has one
+        if tensor.is_meta or self.shadow is None:  # else its shadow is what gets viewed
+            try:  # noqa: SIM105 - a context manager here costs as much as all the rest
+                self._storage[ident] = tensor.untyped_storage()._cdata
+            except (RuntimeError, NotImplementedError):
+                pass  # not every tensor has one
         return ident
 
     def value(self, tensor: torch.Tensor) -> int:
