@@ -19,7 +19,7 @@ from .errors import FileError, MendError, PlanError
 from .slices import Slices, complement
 from .surgery.mend import Literal, mend
 from .trace.labels import leaves
-from .trace.record import model_tensors
+from .trace.record import modules_of, tensor_of
 
 if TYPE_CHECKING:
     from .groups import Graph, Group, Selection
@@ -61,24 +61,26 @@ class Plan:
         """Refuse a model that this plan was not made for.
 
         Returns:
-            The model's tensors by path.
+            The tensors that the plan cuts, by path.
 
         Raises:
             PlanError: a tensor is missing or of another shape, or an attribute differs.
         """
-        own = model_tensors(model)
+        modules, own = modules_of(model), {}
         for name, slices in self.tensors.items():
-            if name not in own:
+            tensor = tensor_of(modules, name)
+            if tensor is None:
                 raise PlanError(
                     f"the plan does not fit this model: it has no tensor {name!r}; "
                     "make the plan from a trace of this very model"
                 )
-            if tuple(own[name].shape) != slices.shape:
+            if tuple(tensor.shape) != slices.shape:
                 raise PlanError(
                     f"the plan does not fit this model: {name!r} has shape "
-                    f"{tuple(own[name].shape)} where the plan expects {slices.shape}"
-                    + ("; it has been cut already" if own[name].numel() < _numel(slices) else "")
+                    f"{tuple(tensor.shape)} where the plan expects {slices.shape}"
+                    + ("; it has been cut already" if tensor.numel() < _numel(slices) else "")
                 )
+            own[name] = tensor
         return own
 
     def then(self, other: Plan) -> Plan:

@@ -68,7 +68,7 @@ class Slices:
         if not self.removed:
             return tensor.clone()
         blocks = max(map(len, self.removed.values()))
-        if blocks == 1 and tensor.nbytes <= _CACHED:
+        if blocks == 1 and (len(self.removed) == 1 or tensor.nbytes <= _CACHED):
             return self._select(tensor, sorted(self.removed), 0, known).contiguous()
         out, done = _empty(self.new_shape, tensor), 0
         columns = [dim for dim in sorted(self.removed) if dim]
@@ -120,8 +120,9 @@ def _runs(kept: Ints, size: int) -> tuple[Ints, int]:
 
     A flattened channel leaves as a run of columns: whole runs move faster than columns.
     """
-    breaks = np.flatnonzero(np.diff(kept, prepend=-2) != 1)
-    run = int(np.gcd.reduce([size, len(kept), *kept[breaks], *breaks]))
+    breaks = np.flatnonzero(kept[1:] - kept[:-1] != 1) + 1
+    edges = (np.array([size, len(kept), kept[0]]), kept[breaks], breaks)
+    run = int(np.gcd.reduce(np.concatenate(edges)))
     return kept[::run] // run, run
 
 

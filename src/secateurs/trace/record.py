@@ -75,6 +75,18 @@ def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
     return out
 
 
+def tensor_of(modules: Mapping[str, nn.Module], name: str) -> torch.Tensor | None:
+    """The tensor of this path, if there is one."""
+    path, _, attribute = name.rpartition(".")
+    module = modules.get(path)
+    if module is None:
+        return None
+    for store in (module._parameters, module._buffers, module.__dict__):
+        if isinstance(store.get(attribute), torch.Tensor):
+            return store[attribute]
+    return None
+
+
 _AS_STRIDED = (aten.as_strided.default, aten.as_strided_.default)
 
 
