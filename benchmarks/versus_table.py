@@ -85,11 +85,11 @@ gives both the same number of weight updates. The error is on {measured} images.
 - Equal MACs is not equal size: see the parameters left. Nothing here compares at equal parameters.
 - `cost_power`, which is 0 by default, was chosen among about fourteen rankings on held-out images
   of these same two networks, where the ranking with our defaults lost to Torch-Pruning in four of
-  six Taylor cells (seed 0, 15% of the updates). Torch-Pruning kept its defaults and had no such search.
+  six Taylor cells (seed 0, 15% of the updates). Torch-Pruning kept its defaults, unsearched.
 - Three seeds are few: the spread of the small CIFAR network at 10% is as large as its difference,
   and cells of one seed share a base network, so the overall error is too small.
-- Both tools stop at the first network below the target, and the smaller removals come nearer to it.
-- Cutting, for Torch-Pruning, includes counting MACs after each of its small steps: no claim of speed.
+- Both tools stop at the first network below the target; in most LeNet-5 cells ours is nearer to it.
+- Cutting, for Torch-Pruning, includes counting MACs after each small step: no claim of speed.
 
 ## How it is done
 
