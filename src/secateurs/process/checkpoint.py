@@ -14,26 +14,17 @@ from ..atomic import parse_json
 from ..errors import FileError
 from ..files.store import load_tensors, save_tensors
 from ..plan import Plan
+from ..report.record import Count, Step
 
 NAME = "checkpoint.safetensors"
 FORMAT = "secateurs.checkpoint/1"
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Stopped = Literal["", "budget", "floor", "nan", "interrupted", "exhausted"]
 
 
-class _Step(BaseModel):
-    """What the history says of one step; more may be said."""
+class _Step(Step):
+    """What the history says of one step; a callback may have said more."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-
-    step: Count
-    removed: dict[str, Count]
-    macs: Count
-    params: Count
-    units: Count
-    loss: float | None
-    metric: float | None
-    seconds: float
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
 
 class _Scores(BaseModel):
