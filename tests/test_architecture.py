@@ -42,7 +42,7 @@ FORBIDDEN = {
 def floor(room: str) -> int:
     found = [i for i, rooms in enumerate(FLOORS) if room in rooms]
     if not found:
-        pytest.fail(f"the room {room!r} is in no list of DESIGN.md: put it on its floor")
+        pytest.fail(f"the room {room!r} is on no floor: put it in FLOORS")
     return found[0]
 
 

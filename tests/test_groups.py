@@ -167,7 +167,7 @@ def test_every_parameter_axis_is_in_a_group_or_frozen_with_a_reason(name: str) -
         assert group.members
 
 
-# What may be frozen in the zoo besides inputs, outputs and kernels: see DESIGN.md, trap 14.
+# What may be frozen in the zoo besides inputs, outputs and kernels, each looked at by eye.
 ORDINARY = {
     "input of the network",
     "output of the network",

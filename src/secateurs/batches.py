@@ -17,13 +17,16 @@ Objective: TypeAlias = Callable[[Any, Any], Tensor]
 
 
 def check_loss(loss: Loss | None, objective: Objective | None) -> None:
-    """Exactly one of the two must be given.
+    """Exactly one of the two must be given, and be a function.
 
     Raises:
-        DataError: none or both are.
+        DataError: none or both are, or it is something else.
     """
     if (loss is None) == (objective is None):
         raise DataError("pass loss(output, target) or objective(model, batch), one of the two")
+    given = loss if objective is None else objective
+    if not callable(given):
+        raise DataError(f"a loss is a function, such as torch.nn.CrossEntropyLoss(), not {given!r}")
 
 
 def loss_of(model: Any, batch: Any, loss: Loss | None, objective: Objective | None) -> Tensor:

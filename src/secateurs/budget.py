@@ -23,6 +23,8 @@ def targets(budget: Mapping[str, float], cost: Cost) -> dict[str, int]:
     Raises:
         BudgetError: an unknown measure, a value that is not positive, or one above 100%.
     """
+    if not isinstance(budget, Mapping):
+        raise BudgetError(f"the budget must look like {{'macs': 0.5}}, not {budget!r}")
     if not budget:
         raise BudgetError(f"the budget is empty; give one of {', '.join(MEASURES)}")
     out: dict[str, int] = {}

@@ -230,7 +230,7 @@ class Graph:
             hint = f"; it only reads {', '.join(read)}" if read else ""
             raise PlanError(f"module {name!r} cannot be cut: {why}{hint}")
         known = [g.name for g in self.groups] + [m for g in self.groups for m in g.members]
-        raise PlanError(f"no group is called {name!r}{nearest(name, known)}")
+        raise PlanError(f"no group is called {name!r}{nearest(name, dict.fromkeys(known))}")
 
     def _owners(self, module: str, role: str) -> list[Group]:
         """The groups in which a module, or one of its tensors, has this role."""
@@ -605,7 +605,7 @@ class Graph:
         ]
         columns = ("group", "kind", "units", "exact", "balance", "coupled with")
         return render(
-            f"{len(self.groups)} groups; {len(self.frozen)} frozen axes (see .frozen)",
+            f"groups: {len(self.groups)}; frozen axes: {len(self.frozen)} (see .frozen)",
             columns,
             rows,
         )

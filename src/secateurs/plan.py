@@ -262,8 +262,13 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
 
 
 def _as_indices(group: Group, indices: Iterable[int]) -> list[int]:
+    if isinstance(indices, (torch.Tensor, np.ndarray)):
+        indices = indices.tolist()
     try:
-        out = [operator.index(index) for index in indices]
+        given = list(indices)
+        if any(isinstance(index, bool) for index in given):
+            raise TypeError("a mask is given; its indices are mask.nonzero()")
+        out = [operator.index(index) for index in given]
     except TypeError as error:
         raise PlanError(f"a unit of group {group.name!r} is not an integer: {error}") from None
     for number in out and (min(out), max(out)):

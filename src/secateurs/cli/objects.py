@@ -32,7 +32,8 @@ def find(path: str, what: str) -> Any:
     """
     module_name, _, name = path.partition(":")
     if not module_name or not name:
-        raise ConfigError(f"{what} {path!r} must look like package.module:name")
+        hint = ", or name a saved folder or a .pt2 file that is there" if what == "model" else ""
+        raise ConfigError(f"{what} {path!r} must look like package.module:name{hint}")
     if module_name.endswith(".py") or "/" in module_name:
         dotted = module_name.removesuffix(".py").strip("./").replace("/", ".")
         raise ConfigError(f"{what} {path!r} names a file; write its module, {dotted}:{name}")

@@ -56,6 +56,9 @@ def prune_model(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint in --out, if there is one.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the result that --out holds already.")
+    ] = False,
     report: Annotated[
         bool | None,
         typer.Option(
@@ -116,7 +119,7 @@ def prune_model(
     if report:
         check_installed()  # not after hours of work
     importable(([config.parent] if config else []) + [Path.cwd()])
-    result = _run(given, resume=resume, progress=progress)
+    result = _run(given, resume=resume, overwrite=overwrite, progress=progress)
     command = shlex.join(["secateurs", *context.obj])
     result.origin = result.origin.model_copy(update={"command": command})
     _write(given, result)
@@ -139,7 +142,7 @@ def _budget(texts: list[str]) -> dict[str, float]:
     return out
 
 
-def _run(config: Config, *, resume: bool, progress: bool) -> PruneResult:
+def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> PruneResult:
     from .. import prune
 
     data, how = config.data, config.prune
@@ -150,7 +153,7 @@ def _run(config: Config, *, resume: bool, progress: bool) -> PruneResult:
     inputs = example_inputs(source.path, network, source.input_shape, source.inputs)
     loss = find_loss(data.loss)
     train, evaluate = train_batches(data, inputs), evaluation(data, inputs)
-    _writable(config.out)
+    _writable(config.out, replace=resume or overwrite)
     return prune(
         network,
         inputs,
@@ -168,8 +171,12 @@ def _run(config: Config, *, resume: bool, progress: bool) -> PruneResult:
     )
 
 
-def _writable(folder: Path) -> None:
+def _writable(folder: Path, *, replace: bool) -> None:
     """Make the output directory now: hours later is too late to learn that it cannot be made."""
+    from ..files.store import WEIGHTS
+
+    if not replace and (folder / WEIGHTS).exists():
+        raise FileError(f"{folder} holds a result already; give another --out, or --overwrite")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -182,6 +189,8 @@ def _write(config: Config, result: PruneResult) -> None:
     from ..files.store import HISTORY, PLAN, WEIGHTS
     from ..report.record import RECORD, SCORES
 
+    for name in (PAGE, RECORD, SCORES):  # those of an older result tell of another network
+        (config.out / name).unlink(missing_ok=True)
     source = config.model
     if is_saved(source.path):
         # so that the new folder stands by itself: from the class, not from the older folder
