@@ -9,22 +9,25 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 
 class Meter:
-    """One bar for the way to the budget, one for the weight updates of a phase."""
+    """A line a step, a bar for the way to the budget, and one for the updates of a phase.
+
+    The bars are for a terminal; the lines are written to a file or a pipe too.
+    """
 
     def __init__(self, shown: bool):
-        console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=not shown)
         self.bars = Progress(
-            TextColumn("{task.description:<28}"),
+            TextColumn("{task.description:<18}"),
             BarColumn(24),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=console,
-            disable=not (shown and console.is_terminal),
+            console=self.console,
+            disable=not (shown and self.console.is_terminal),
         )
-        self._way = self.bars.add_task("to the budget", total=1.0, note="")
-        self._phase = self.bars.add_task("", total=1, note="", visible=False)
+        self._way = self.bars.add_task("to the budget", total=1.0)
+        self._phase = self.bars.add_task("", total=1, visible=False)
+        self._told = ""
 
     def __enter__(self) -> Meter:
         self.bars.start()
@@ -40,7 +43,10 @@ class Meter:
 
     def way(self, done: float, note: str) -> None:
         """The fraction of what must go that is gone, and a word on the last step."""
-        self.bars.update(self._way, completed=min(done, 1.0), note=note)
+        self.bars.update(self._way, completed=min(done, 1.0))
+        if note != self._told:
+            self._told = note
+            self.console.print(note, markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, name: str, total: int) -> None:
         self.bars.reset(self._phase, total=total, description=name, visible=total > 0)

@@ -171,10 +171,9 @@ class Recorder:
         self._inplace: list[tuple[int, int]] = []
         self.names: dict[int, str] = {}
         for name, tensor in tensors_of(self.modules).items():
-            self.names.setdefault(id(tensor), name)
-        for parameter in model.parameters():
-            shape = tuple(parameter.shape)
-            self.program.parameters[self.names[id(parameter)]] = shape
+            first = self.names.setdefault(id(tensor), name)
+            if isinstance(tensor, nn.Parameter):
+                self.program.parameters[first] = tuple(tensor.shape)
 
     # ------------------------------------------------------------------ values
     def bind(self, tensor: torch.Tensor, live: bool) -> int:
@@ -347,18 +346,17 @@ def _tagged_attributes(
         once = {id(module): (path, module) for path, module in reversed(modules.items())}
         for path, module in once.values():
             attributes = module.__dict__
-            saved.append((attributes, dict(attributes)))
-            for name, value in list(attributes.items()):
+            before = dict(attributes)
+            saved.append((attributes, before))
+            for name, value in before.items():
                 if type(value) is int:
                     if value > 1:  # no smaller number is the size of something that can be cut
                         source = Attribute(path, name)
                         known[source] = value
                         attributes[name] = TaggedInt(value, source)
-                elif (
-                    type(value) in (tuple, list)
-                    and all(type(item) is int for item in value)
-                    and max(value, default=0) > 1
-                ):
+                elif type(value) in (tuple, list) and set(map(type, value)) == {int}:
+                    if max(value) <= 1:
+                        continue
                     sources = [Attribute(path, name, i) for i in range(len(value))]
                     known.update(zip(sources, value, strict=True))
                     attributes[name] = type(value)(map(TaggedInt, value, sources))
@@ -374,7 +372,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode while open; every module's own mode and every buffer's content afterwards."""
     buffers = [(b, b._version, b.clone()) for b in model.buffers()]
     try:
-        with _mode(model, training=False):
+        with _mode(model.modules(), training=False):
             yield
     finally:
         for buffer, version, before in buffers:
@@ -383,9 +381,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    modes = [module for module in model.modules() if module.training != training]
-    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+def _mode(modules: Iterable[nn.Module], *, training: bool) -> Iterator[None]:
+    modules = list(modules)
+    modes = [module for module in modules if module.training != training]
+    buffers = [(module._buffers, dict(module._buffers)) for module in modules if module._buffers]
     try:
         for module in modes:
             module.training = training
@@ -447,7 +446,7 @@ def record(model: nn.Module, example_inputs: Any, supported: Callable[[Any], boo
     try:
         shadow = recorder.shadow = Shadow(set(recorder.names), inputs[0].device)
         twins = pytree.tree_map_only(torch.Tensor, shadow.twin, call)
-        with _mode(model, training=False):
+        with _mode(recorder.modules.values(), training=False):
             _run(model, recorder, twins)
     except Exception:  # noqa: BLE001 - whatever it is, the real run will tell
         recorder = Recorder(model, supported)
@@ -471,7 +470,7 @@ def _run_training(model: nn.Module, recorder: Recorder, call: Any) -> None:
     evaluated, tensors = (program.nodes, program.outputs), dict(program.tensors)
     program.nodes = []
     try:
-        with _mode(model, training=True), torch.random.fork_rng(devices=[]):
+        with _mode(recorder.modules.values(), training=True), torch.random.fork_rng(devices=[]):
             _run(model, recorder, call)
         recorder.finish()
         program.training = Run(program.nodes, program.output_ids())
