@@ -294,7 +294,7 @@ def test_a_wrong_name_is_answered_with_the_right_one(
 
 def test_a_graph_prints_as_a_table() -> None:
     text = str(graph_of("chunks"))
-    assert "1 groups" in text
+    assert "groups: 1" in text
     assert "2 blocks" in text
     for word in ("conv", "channel", "16", "yes", "a, b"):
         assert word in text

@@ -212,13 +212,13 @@ class Recorder:
             self.program.constants[ident] = tensor
         return ident
 
-    def reference(self, arg: Any, found: list[int]) -> Any:
-        """An argument with its tensors as references, which are added to `found`."""
+    def reference(self, arg: Any, found: list[torch.Tensor]) -> Any:
+        """An argument with its tensors as references; the tensors are added to `found`."""
         if type(arg) in _SCALARS:
             return arg
         if isinstance(arg, torch.Tensor):
-            found.append(self.value(arg))
-            return Ref(found[-1])
+            found.append(arg)
+            return Ref(self.value(arg))
         if type(arg) in (list, tuple):
             return [i if type(i) is int else self.reference(i, found) for i in arg]
         if isinstance(arg, torch.device) and arg == META:
@@ -232,14 +232,14 @@ class Recorder:
             if func is aten.as_strided_.default:
                 return args[0]
             func, args, kwargs = aten.alias.default, args[:1], {}
-        found: list[int] = []
+        found: list[torch.Tensor] = []
         noted = tuple([self.reference(arg, found) for arg in args])
         noted_kwargs = {key: self.reference(arg, found) for key, arg in kwargs.items()}
         if self.shadow is not None:
-            result = self.shadow.run(func, args, kwargs)
+            result = self.shadow.run(func, args, kwargs, found)
         else:
             result = func(*args, **kwargs)
-        inputs = tuple(found)
+        inputs = tuple([self._ids[id(tensor)][1] for tensor in found])
         values = self.program.values
         live = any(values[ident].live for ident in inputs)
         multiple = isinstance(result, (tuple, list))

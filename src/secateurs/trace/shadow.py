@@ -51,18 +51,18 @@ class Shadow:
             known = self._twins[id(tensor)] = (tensor, made)
         return known[1]
 
-    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
+    ) -> Any:
         """The operation's result, by shape.
+
+        Args:
+            func, args, kwargs: the operation.
+            tensors: those among its arguments.
 
         Raises:
             TypeError: operands on two devices, or a contraction of two dtypes.
         """
-        tensors: list[Tensor] = []
-        for arg in args:
-            if isinstance(arg, Tensor):
-                tensors.append(arg)
-            elif type(arg) in (list, tuple):
-                tensors += [item for item in arg if isinstance(item, Tensor)]
         shadowed = any(t.is_meta or id(t) in self.own for t in tensors)
         if not shadowed:
             return func(*args, **kwargs)
@@ -88,8 +88,8 @@ class Shadow:
     def _swap(self, arg: Any) -> Any:
         if isinstance(arg, Tensor):
             return self.twin(arg)
-        if type(arg) in (list, tuple):
-            return [i if type(i) is int else self._swap(i) for i in arg]
+        if type(arg) in (list, tuple) and any(type(item) is not int for item in arg):
+            return [self._swap(item) for item in arg]
         return arg
 
 
