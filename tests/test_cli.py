@@ -95,7 +95,7 @@ def test_the_module_runs_as_a_command() -> None:
 def test_inspect(cli: Cli, model: str) -> None:
     result = cli("inspect", model, *SHAPE)
     assert result.exit_code == 0, result.output
-    for text in ("3 groups", "conv1", "kernel axis", "60,144", "120,288", "1,215"):
+    for text in ("groups: 3", "conv1", "kernel axis", "60,144", "120,288", "1,215"):
         assert text in result.stdout
     assert "fc2.bias[0]" in cli("inspect", model, *SHAPE, "--frozen").stdout
 
