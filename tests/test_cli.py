@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -172,6 +173,19 @@ def test_prune_writes_what_verify_accepts(cli: Cli, saved: Path) -> None:
         assert result.exit_code == 0, result.output
         assert "the law of the cut holds" in result.stdout
         assert f"{history[-1]['params']:,} parameters, output (1, 3)" in result.stdout
+
+
+def test_a_finished_folder_is_replaced_only_on_request(
+    cli: Cli, saved: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(saved, tmp_path / "a")
+    again = ("--budget", "macs=0.6", "--out", out, "--no-report")
+    assert "--overwrite" in told(cli(*RUN, *again))
+    assert (out / "plan.json").read_text() == (saved / "plan.json").read_text()
+    result = cli(*RUN, *again, "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert (out / "plan.json").read_text() != (saved / "plan.json").read_text()
+    assert not (out / "report.html").exists()
 
 
 def test_prune_writes_a_report_that_names_its_command(cli: Cli, saved: Path) -> None:

@@ -133,6 +133,8 @@ BAD = [
     ({"conv1": [1.0]}, "not an integer"),
     ({"conv1": "12"}, "not an integer"),
     ({"conv1": [None]}, "not an integer"),
+    ({"conv1": [True, False]}, "mask.nonzero"),
+    ({"conv1": torch.tensor([True, False, False, False, False, False])}, "mask.nonzero"),
     ({"conv1": 3}, "conv1"),
     ({"conv1": None}, "conv1"),
     ({3: [1]}, "3"),

@@ -93,6 +93,11 @@ def test_several_budgets_are_all_met():
     assert result.after["params"] <= 0.3 * result.before["params"]
 
 
+def test_a_loss_that_is_no_function_is_refused():
+    with pytest.raises(DataError, match="not 'cross_entropy'"):
+        prune(loss="cross_entropy")
+
+
 def test_an_unreachable_budget_names_the_smallest_reachable():
     with pytest.raises(BudgetError, match=r"smallest reachable is [\d,]+ \(") as error:
         prune(budget={"macs": 0.001})
@@ -111,6 +116,7 @@ def test_an_unreachable_budget_names_the_smallest_reachable():
         ({"macs": "half"}, "above 0"),
         ({"macs": 1e12}, "above 100%"),
         ({"units": 1.5}, "smallest reachable"),
+        (0.5, "must look like {'macs': 0.5}"),
     ],
 )
 def test_a_malformed_budget_is_refused_before_anything_changes(budget, words):
