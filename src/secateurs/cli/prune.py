@@ -189,8 +189,6 @@ def _write(config: Config, result: PruneResult) -> None:
     from ..files.store import HISTORY, PLAN, WEIGHTS
     from ..report.record import RECORD, SCORES
 
-    for name in (PAGE, RECORD, SCORES):  # those of an older result tell of another network
-        (config.out / name).unlink(missing_ok=True)
     source = config.model
     if is_saved(source.path):
         # so that the new folder stands by itself: from the class, not from the older folder
@@ -198,8 +196,12 @@ def _write(config: Config, result: PruneResult) -> None:
         folder = save(result.model, before.then(result.plan), config.out, history=result.history)
         origin = original_of(source.path, source.original)
         config = config.model_copy(update={"model": source.model_copy(update={"original": origin})})
+        stale = [PAGE, RECORD, SCORES]
     else:
         folder = result.save(config.out)
+        stale = [PAGE]
+    for name in stale:  # of an older result: they tell of another network
+        (folder / name).unlink(missing_ok=True)
     write_text(folder / CONFIG, config.model_dump_json(indent=1, by_alias=True))
     typer.echo(f"{result}\n")
     for name, what in (
