@@ -1,0 +1,1 @@
+"""Which criterion suits a network: correlation with the oracle, and what is left after pruning."""
