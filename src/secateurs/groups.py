@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("secateurs")
 
 _SINGLE = "an axis of one index"
+_UNTOUCHED = "the traced run did not touch this parameter"
 
 
 @dataclass(frozen=True)
@@ -179,14 +181,12 @@ class Graph:
 
     Attributes:
         groups: what can be cut.
-        frozen: every parameter axis that is in no group, with its reason.
         analysis: the axes of every value of the program, and what reads them.
     """
 
     def __init__(self, analysis: Analysis):
         self.analysis = analysis
         self.groups: list[Group] = []
-        self.frozen: list[Frozen] = []
         self._build()
 
     @property
@@ -306,6 +306,7 @@ class Graph:
                     for factor in leaves(axis):
                         if factor.frozen is None:
                             analysis.labels.of(factor)
+        self._slots = slots
         self.resolved: Resolved = resolve(analysis.labels)
         self._incidence: dict[int, tuple[Ints, Ints]] = {}
         self._families: dict[tuple[int, ...], list[tuple[Ints, int]]] = {}
@@ -314,7 +315,7 @@ class Graph:
         self._mark_inexact()
         self._balance()
         self._leave_training_only()
-        self._describe(slots)
+        self._describe()
 
     def _number_units(self, slots: list[tuple[str, int, Axis]]) -> None:
         """Every class that can go by itself and holds a slice of the model is a unit."""
@@ -536,6 +537,7 @@ class Graph:
             self.resolved.reasons.append(reason)
             self.unit_of[classes] = -1
         self._incidence.clear()
+        self.__dict__.pop("frozen", None)
         self._keep([n for n in range(len(self.groups)) if n not in reasons])
 
     def give_up(self, reasons: Mapping[str, str]) -> None:
@@ -544,17 +546,14 @@ class Graph:
             return
         numbers = {n: reasons[g.name] for n, g in enumerate(self.groups) if g.name in reasons}
         self._freeze_groups(numbers)
-        self._describe(self._slots)
+        self._describe()
 
-    def _describe(self, slots: list[tuple[str, int, Axis]]) -> None:
-        """Say which axes each group touches, and which axes no group does."""
-        self._slots = slots
-        self.frozen = []
+    def _describe(self) -> None:
+        """Say which axes each group touches."""
         for group in self.groups:
             group.writes, group.reads, group.carries = [], [], []
         touched: dict[int, list[tuple[int, int]]] = {}  # the same families recur on many axes
-        for name, dim, axis in slots:
-            families = self._counts[name, dim]
+        for (name, dim), families in self._counts.items():
             if id(families) not in touched:
                 touched[id(families)] = [
                     (number, count)
@@ -565,19 +564,27 @@ class Graph:
             role = self.analysis.roles.get((name, dim), "carries")
             for number, count in touched[id(families)]:
                 getattr(self.groups[number], role).append(Member(name, dim, count))
-            self._describe_frozen(name, dim, axis)
-        program = self.analysis.program
-        for name, shape in program.parameters.items():
-            touched_at_all = name in program.tensors
-            reason = "the traced run did not touch this parameter"
-            for d, n in enumerate(shape):
-                if n == 1 or not touched_at_all:
-                    self.frozen.append(Frozen(name, d, n, _SINGLE if n == 1 else reason))
 
-    def _describe_frozen(self, name: str, dim: int, axis: Axis) -> None:
+    @cached_property
+    def frozen(self) -> list[Frozen]:
+        """Every parameter axis, or part of one, that is in no group, with its reason."""
+        program, out = self.analysis.program, []
+        for name, dim, axis in self._slots:
+            reason, size = self._why_frozen(axis)
+            if size:
+                out.append(Frozen(name, dim, size, reason))
+        for name, shape in program.parameters.items():
+            touched = name in program.tensors
+            for dim, n in enumerate(shape):
+                if n == 1 or not touched:
+                    out.append(Frozen(name, dim, n, _SINGLE if n == 1 else _UNTOUCHED))
+        return out
+
+    def _why_frozen(self, axis: Axis) -> tuple[str, int]:
+        """Why an axis is in no group, and how many indices of it; none if it is in one."""
         parts = leaves(axis)
         if any(len(self.incidence(part)[0]) == part.size for part in parts):
-            return
+            return "", 0
         reasons: dict[str, int] = {}
         for part in parts:
             if part.frozen is not None:
@@ -587,8 +594,7 @@ class Graph:
                 for cls in self.resolved.root[part.labels[held]].tolist():
                     why = self.resolved.reason(cls) or "no unit"
                     reasons[why] = reasons.get(why, 0) + 1
-        for reason, size in list(reasons.items())[:1]:
-            self.frozen.append(Frozen(name, dim, size, reason))
+        return next(iter(reasons.items()), ("", 0))
 
     # ------------------------------------------------------------------ printing
     def __str__(self) -> str:

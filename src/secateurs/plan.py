@@ -18,7 +18,7 @@ from .atomic import parse_json, read_text, write_text
 from .errors import FileError, MendError, PlanError
 from .slices import Slices, complement
 from .surgery.mend import Literal, mend
-from .trace.labels import leaves
+from .trace.labels import Axis, leaves
 from .trace.record import modules_of, tensor_of
 
 if TYPE_CHECKING:
@@ -265,10 +265,12 @@ def _as_indices(group: Group, indices: Iterable[int]) -> list[int]:
     if isinstance(indices, (torch.Tensor, np.ndarray)):
         indices = indices.tolist()
     try:
-        given = list(indices)
-        if any(isinstance(index, bool) for index in given):
+        out = list(indices)
+        kinds = set(map(type, out))
+        if bool in kinds:
             raise TypeError("a mask is given; its indices are mask.nonzero()")
-        out = [operator.index(index) for index in given]
+        if kinds - {int}:
+            out = [operator.index(index) for index in out]
     except TypeError as error:
         raise PlanError(f"a unit of group {group.name!r} is not an integer: {error}") from None
     for number in out and (min(out), max(out)):
@@ -322,20 +324,21 @@ def _check_axes(graph: Graph, selection: Selection) -> None:
 def _slices(graph: Graph, selection: Selection) -> dict[str, Slices]:
     analysis = graph.analysis
     out: dict[str, Slices] = {}
-    known: dict[tuple[int, ...], list[list[int]]] = {}  # most axes are shared by several tensors
+    lists: dict[tuple[int, ...], list[list[int]]] = {}
+    known: dict[tuple[int, Axis], list[list[int]]] = {}  # most axes are shared by several tensors
     for name, ident in analysis.program.tensors.items():
         shape = analysis.program.values[ident].shape
         removed: dict[int, list[list[int]]] = {}
         for dim, axis in enumerate(analysis.tensor_axes(name, ident)):
-            parts = leaves(axis)
-            if all(leaf.labels is None for leaf in parts):
-                continue
-            key = (shape[dim], *map(id, parts))
-            if key not in known:
-                lines = selection.removed(axis).reshape(-1, shape[dim])
-                known[key] = [np.flatnonzero(line).tolist() for line in lines]
-            if any(known[key]):
-                removed[dim] = known[key]
+            size = shape[dim]
+            if (size, axis) not in known:
+                same = (size, *map(id, leaves(axis)))
+                if same not in lists:
+                    lines = selection.removed(axis).reshape(-1, size)
+                    lists[same] = [np.flatnonzero(line).tolist() for line in lines]
+                known[size, axis] = lists[same]
+            if any(known[size, axis]):
+                removed[dim] = known[size, axis]
         if removed:
             out[name] = Slices(shape, removed)
     return out

@@ -15,6 +15,7 @@ from .trace.labels import Ints
 Known: TypeAlias = dict[tuple[int, int], tuple[torch.Tensor, int]]
 
 _CACHED = 1 << 21  # bytes that stay in a processor's cache from one pass to the next
+_LINE = 32  # bytes from which a copy costs less than to look up where it is from
 _HUGE = 1 << 22  # bytes from which NumPy asks for huge pages, which are far quicker to fill
 
 
@@ -67,11 +68,15 @@ class Slices:
         tensor, known = tensor.detach(), {} if known is None else known
         if not self.removed:
             return tensor.clone()
-        blocks = max(map(len, self.removed.values()))
-        if blocks == 1 and (len(self.removed) == 1 or tensor.nbytes <= _CACHED):
-            return self._select(tensor, sorted(self.removed), 0, known).contiguous()
+        dims, blocks = sorted(self.removed), max(map(len, self.removed.values()))
+        if blocks == 1 and (len(dims) == 1 or tensor.nbytes <= _CACHED):
+            return self._select(tensor, dims, 0, known).contiguous()
+        if blocks == 1 and dims == [0, 1]:
+            index, run = self._kept(tensor, 1, 0, known)
+            if run * tensor[0, 0].nbytes >= _LINE:
+                return self._cut_lines(tensor, index, run)
         out, done = _empty(self.new_shape, tensor), 0
-        columns = [dim for dim in sorted(self.removed) if dim]
+        columns = [dim for dim in dims if dim]
         few = max(1, _CACHED // tensor[0].nbytes)
         for block, rows in enumerate(np.split(self.keep(0)[0], self._bounds(blocks))):
             for chosen in torch.from_numpy(rows).to(tensor.device).split(few):
@@ -88,18 +93,33 @@ class Slices:
         self, part: torch.Tensor, dims: Iterable[int], block: int, known: Known
     ) -> torch.Tensor:
         for dim in dims:
-            gone = self.removed[dim][block % len(self.removed[dim])]
-            key = (id(gone), self.shape[dim])
-            if key not in known:
-                kept, run = _runs(complement(gone, self.shape[dim]), self.shape[dim])
-                known[key] = (torch.from_numpy(kept).to(part.device), run)
-            index, run = known[key]
+            index, run = self._kept(part, dim, block, known)
             if run == 1:
                 part = part.index_select(dim, index)
             else:
                 runs = part.unflatten(dim, (-1, run)).index_select(dim, index)
                 part = runs.flatten(dim, dim + 1)
         return part
+
+    def _kept(
+        self, part: torch.Tensor, dim: int, block: int, known: Known
+    ) -> tuple[torch.Tensor, int]:
+        """What stays along a dimension, as the numbers of equal runs, and their length."""
+        gone = self.removed[dim][block % len(self.removed[dim])]
+        key = (id(gone), self.shape[dim])
+        if key not in known:
+            kept, run = _runs(complement(gone, self.shape[dim]), self.shape[dim])
+            known[key] = (torch.from_numpy(kept).to(part.device), run)
+        return known[key]
+
+    def _cut_lines(self, tensor: torch.Tensor, columns: torch.Tensor, run: int) -> torch.Tensor:
+        """Rows and columns cut in one pass; a column is `run` indices and all that follows."""
+        rows = torch.from_numpy(self.keep(0)[0]).to(tensor.device)
+        index = (rows[:, None] * (self.shape[1] // run) + columns).flatten()
+        out = _empty(self.new_shape, tensor)
+        lines = tensor.reshape(self.shape[0] * self.shape[1] // run, -1)
+        torch.index_select(lines, 0, index, out=out.view(len(index), -1))
+        return out
 
     def then(self, other: Slices) -> Slices:
         """This cut followed by another, as one cut of the original tensor."""

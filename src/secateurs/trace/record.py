@@ -56,6 +56,12 @@ def modules_of(model: nn.Module) -> dict[str, nn.Module]:
 
 _SCALARS = frozenset({int, float, bool, str, type(None)})
 _PLAIN = _SCALARS | {tuple, list, dict, set}
+_EVERY = frozenset(nn.Module().__dict__)  # what every module has; most of its attributes
+
+
+def _own_attributes(module: nn.Module) -> list[tuple[str, Any]]:
+    """What a module has beside the attributes that every module has."""
+    return [(name, value) for name, value in module.__dict__.items() if name not in _EVERY]
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -68,8 +74,8 @@ def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
     out: dict[str, torch.Tensor] = {}
     for path, module in modules.items():
         prefix = f"{path}." if path else ""
-        for store in (module._parameters, module._buffers, module.__dict__):
-            for name, value in store.items():
+        for store in (module._parameters.items(), module._buffers.items(), _own_attributes(module)):
+            for name, value in store:
                 if type(value) not in _PLAIN and isinstance(value, torch.Tensor):
                     out[prefix + name] = value
     return out
@@ -107,6 +113,10 @@ class _Dispatch(TorchDispatchMode):
     def __init__(self, recorder: Recorder):
         super().__init__()
         self.recorder = recorder
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to say so at every operation takes time
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -181,7 +191,7 @@ class Recorder:
         ident = len(self.program.values)
         self.program.values.append(Value(tuple(tensor.shape), tensor.dtype, live))
         key, ids = id(tensor), self._ids
-        if tensor.is_meta:  # holds no memory, so it may be held
+        if tensor.is_meta or key in self.names:  # holds no memory, or is held by the model
             ids[key] = (lambda: tensor, ident)
         else:
 
@@ -336,19 +346,22 @@ def _add_integers(found: list[int], args: Iterable[Any]) -> None:
 
 
 @contextlib.contextmanager
-def _tagged_attributes(
-    modules: dict[str, nn.Module], known: dict[Attribute, int]
-) -> Iterator[None]:
-    """While open, modules hand out integer attributes with provenance; then all is as before."""
+def _observed(recorder: Recorder) -> Iterator[None]:
+    """While open, modules hand out integer attributes with provenance, and tell when they run.
+
+    Then all is as before.
+    """
     saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    known = recorder.program.attributes
     try:
         # a shared module keeps its first path
-        once = {id(module): (path, module) for path, module in reversed(modules.items())}
+        once = {id(module): (path, module) for path, module in reversed(recorder.modules.items())}
         for path, module in once.values():
             attributes = module.__dict__
-            before = dict(attributes)
-            saved.append((attributes, before))
-            for name, value in before.items():
+            saved.append((attributes, dict(attributes)))
+            own = _own_attributes(module)
+            attributes["forward"] = _followed(module.forward, path, recorder.stack)
+            for name, value in own:
                 if type(value) is int:
                     if value > 1:  # no smaller number is the size of something that can be cut
                         source = Attribute(path, name)
@@ -365,6 +378,20 @@ def _tagged_attributes(
         for attributes, before in saved:
             attributes.clear()
             attributes.update(before)
+
+
+def _followed(forward: Callable[..., Any], path: str, stack: list[str]) -> Callable[..., Any]:
+    """A forward that says on a stack which module is running."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        stack.append(path)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            stack.pop()
+
+    run.__dict__["__func__"] = getattr(forward, "__func__", None)  # still a method, to who asks
+    return run
 
 
 @contextlib.contextmanager
@@ -406,27 +433,6 @@ def _plain_kernels() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-@contextlib.contextmanager
-def _module_stack(recorder: Recorder) -> Iterator[None]:
-    """Follow which module is running."""
-
-    def enter(module: nn.Module, _: Any) -> None:
-        recorder.stack.append(recorder.paths.get(id(module), recorder.stack[-1]))
-
-    def leave(module: nn.Module, _: Any, __: Any) -> None:
-        recorder.stack.pop()
-
-    handles = [
-        nn.modules.module.register_module_forward_pre_hook(enter),
-        nn.modules.module.register_module_forward_hook(leave, always_call=True),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def record(model: nn.Module, example_inputs: Any, supported: Callable[[Any], bool]) -> Program:
@@ -491,8 +497,7 @@ def _run(model: nn.Module, recorder: Recorder, call: Any) -> None:
     with (
         torch.no_grad(),
         _plain_kernels(),
-        _tagged_attributes(recorder.modules, program.attributes),
-        _module_stack(recorder),
+        _observed(recorder),
         _Dispatch(recorder),
         _Functions(recorder),
     ):

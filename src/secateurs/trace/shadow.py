@@ -19,12 +19,12 @@ aten = torch.ops.aten
 _CONTRACTIONS = frozenset({"convolution", "mm", "addmm", "bmm", "baddbmm", "mv"})
 
 # Elementwise operations that keep the dtype of their floating operands.
-_KEEP_DTYPE = frozenset(
+_KEEP_DTYPE = (
     "add sub mul div relu hardtanh sigmoid silu gelu hardswish hardsigmoid clamp clamp_min tanh "
     "leaky_relu elu clone mish".split()
 )
 
-ShortCut: TypeAlias = Callable[[tuple[Any, ...]], Any]
+Args: TypeAlias = tuple[Any, ...]
 
 
 class Shadow:
@@ -63,27 +63,26 @@ class Shadow:
         Raises:
             TypeError: operands on two devices, or a contraction of two dtypes.
         """
-        shadowed = any(t.is_meta or id(t) in self.own for t in tensors)
-        if not shadowed:
+        own = self.own
+        if not any(t.is_meta or id(t) in own for t in tensors):
             return func(*args, **kwargs)
-        self._check(func, tensors)
-        small = tuple(map(self._swap, args))
         name = func._schema.name[6:]
-        if not kwargs:
-            done = _short_cut(name, small)
+        self._check(name, tensors)
+        if not kwargs and name in _SHORT_CUTS:
+            done = _SHORT_CUTS[name](args)
             if done is not None:
                 return done
         if "device" in kwargs:
             kwargs = {**kwargs, "device": META}
-        return func(*small, **{key: self._swap(arg) for key, arg in kwargs.items()})
+        return func(*map(self._swap, args), **{k: self._swap(arg) for k, arg in kwargs.items()})
 
-    def _check(self, func: Any, tensors: list[Tensor]) -> None:
+    def _check(self, name: str, tensors: list[Tensor]) -> None:
         for tensor in tensors:
-            if not tensor.is_meta and tensor.device != self.device and tensor.dim():
-                raise TypeError(f"{func}: tensors on {tensor.device} and on {self.device}")
-        if func._schema.name[6:] in _CONTRACTIONS and len({t.dtype for t in tensors}) > 1:
+            if not (tensor.is_meta or tensor.device == self.device) and tensor.dim():
+                raise TypeError(f"{name}: tensors on {tensor.device} and on {self.device}")
+        if name in _CONTRACTIONS and len({t.dtype for t in tensors}) > 1:
             dtypes = sorted({str(t.dtype) for t in tensors})
-            raise TypeError(f"{func}: operands of {' and '.join(dtypes)}")
+            raise TypeError(f"{name}: operands of {' and '.join(dtypes)}")
 
     def _swap(self, arg: Any) -> Any:
         if isinstance(arg, Tensor):
@@ -97,21 +96,14 @@ def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=META)
 
 
-def _short_cut(name: str, args: tuple[Any, ...]) -> Any:
-    """The result of a common operation on contiguous tensors; None where it is not one."""
-    if name == "convolution":
-        return _convolution(args)
-    if name == "native_batch_norm" and not args[5] and args[0].is_contiguous():
-        return _empty(args[0].shape, args[0]), _empty((0,), args[0]), _empty((0,), args[0])
-    inplace = name[-1] == "_"
-    if (name[:-1] if inplace else name) in _KEEP_DTYPE:
-        return _elementwise(args, inplace)
-    return None
+def _plain(x: Any) -> bool:
+    """Whether this is a contiguous tensor of floats, and so is what is made from it."""
+    return isinstance(x, Tensor) and x.is_floating_point() and x.is_contiguous()
 
 
-def _elementwise(args: tuple[Any, ...], inplace: bool) -> Tensor | None:
+def _elementwise(args: Args) -> Tensor | None:
     first = args[0]
-    if not isinstance(first, Tensor) or not first.is_floating_point() or not first.is_contiguous():
+    if not _plain(first):
         return None
     shape: tuple[int, ...] = tuple(first.shape)
     for other in args[1:]:
@@ -120,12 +112,22 @@ def _elementwise(args: tuple[Any, ...], inplace: bool) -> Tensor | None:
                 return None
             if other.shape != first.shape:
                 shape = torch.broadcast_shapes(shape, other.shape)
-    if inplace:
-        return first if shape == tuple(first.shape) else None
     return _empty(shape, first)
 
 
-def _convolution(args: tuple[Any, ...]) -> Tensor | None:
+def _inplace(args: Args) -> Tensor | None:
+    first = args[0]
+    if not _plain(first) or not first.is_meta:
+        return None
+    same = all(
+        other.dtype == first.dtype and other.shape == first.shape
+        for other in args[1:]
+        if isinstance(other, Tensor)
+    )
+    return first if same else None
+
+
+def _convolution(args: Args) -> Tensor | None:
     x, w, _, stride, padding, dilation, transposed, _, groups = args
     n = w.dim() - 2
     fits = x.dim() == n + 2 and x.is_contiguous() and x.shape[1] == w.shape[1] * groups
@@ -139,3 +141,48 @@ def _convolution(args: tuple[Any, ...]) -> Tensor | None:
             return None
         space.append(size)
     return _empty((x.shape[0], w.shape[0], *space), x)
+
+
+def _batch_norm(args: Args) -> tuple[Tensor, ...] | None:
+    x, training = args[0], args[5]
+    if training or not _plain(x):
+        return None
+    return _empty(x.shape, x), _empty((0,), x), _empty((0,), x)
+
+
+def _layer_norm(args: Args) -> tuple[Tensor, ...] | None:
+    x, normalized = args[0], args[1]
+    last = x.dim() - len(normalized)
+    if not _plain(x) or x.dtype in _HALVES or list(x.shape[last:]) != list(normalized):
+        return None
+    shape = (*x.shape[:last], *(1 for _ in normalized))
+    return _empty(x.shape, x), _empty(shape, x), _empty(shape, x)
+
+
+def _addmm(args: Args) -> Tensor | None:
+    bias, a, b = args
+    fits = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and bias.shape == b.shape[1:]
+    return _empty((a.shape[0], b.shape[1]), a) if fits else None
+
+
+def _mean(args: Args) -> Tensor | None:
+    x, dims, keep = (*args, None, False)[:3] if len(args) < 3 else args
+    if not dims or not _plain(x):
+        return None
+    gone = {dim % x.dim() for dim in dims}
+    shape = [1 if d in gone else n for d, n in enumerate(x.shape) if keep or d not in gone]
+    return _empty(tuple(shape), x)
+
+
+_HALVES = frozenset({torch.float16, torch.bfloat16})
+_SHORT_CUTS: dict[str, Callable[[Args], Any]] = {
+    "convolution": _convolution,
+    "native_batch_norm": _batch_norm,
+    "native_layer_norm": _layer_norm,
+    "addmm": _addmm,
+    "mean": _mean,
+    "_softmax": _elementwise,
+    "_safe_softmax": _elementwise,
+    **dict.fromkeys(_KEEP_DTYPE, _elementwise),
+    **dict.fromkeys((f"{name}_" for name in _KEEP_DTYPE), _inplace),
+}
