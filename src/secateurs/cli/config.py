@@ -132,8 +132,8 @@ class PruneSection(Options):
     model_config = ConfigDict(strict=True)
 
     criterion: str = "taylor"
-    """What decides which units go: taylor, taylor-squared, fisher, obd, activation, apoz,
-    information-gain, weight, l1, l2, fpgm, lamp, bn-scale, random and more; see the guide."""
+    """What decides which units go: taylor, fisher, obd, activation, apoz, weight, l1, l2, fpgm,
+    lamp, random, or another name in the guide to the criteria."""
 
     @field_validator("only", "ignore", "trackers", mode="before")
     @classmethod
