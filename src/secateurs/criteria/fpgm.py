@@ -19,7 +19,8 @@ class Fpgm(Fixed):
     Args:
         side: the weights that write the unit, or those that read it: 'writes' or 'reads'.
 
-    Source: He et al., Filter Pruning via Geometric Median (2019), equation 7.
+    Source: He et al., Filter Pruning via Geometric Median (2019), section 3.3,
+    g(x) = Σ_j ‖x − x_j‖₂.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.Linear(3, 1))
