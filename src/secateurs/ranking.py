@@ -118,8 +118,8 @@ def importance(
         scores: raw scores per group.
         cost: of the same network.
         normalize: how each group's scores are scaled: 'none'; 'l1', 'l2', 'max' or 'mean' divide
-            by Σ|Θ|, √ΣΘ², max |Θ|, or the mean of |Θ|, which keep the sign; 'rank' puts each
-            score's place among those of its group, over their number.
+            by `Σ|Θ|`, `√ΣΘ²`, `max |Θ|` or the mean of `|Θ|`, which keeps the sign; 'rank' puts
+            each score's place among those of its group, over their number.
         flops_weight: λ. Θ_flops is what deleting one unit of the group saves in MACs, divided by
             the largest such saving of any group.
         cost_power: γ. c is what deleting one unit saves of `measure`, divided likewise. At ½, with
