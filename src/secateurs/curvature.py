@@ -106,13 +106,14 @@ def _exact(loss: Callable[[object], Tensor], seen: Seen, output: _Output) -> dic
         )
     point, slope = _slope(loss, output)
     rows = [_grad(slope[:, k].sum(), [point], retain_graph=True)[0] for k in range(count)]
-    values, vectors = torch.linalg.eigh(torch.stack(rows, 1))  # (examples, outputs, …)
+    bends = torch.stack(rows, 1)  # (examples, outputs, outputs)
+    values, vectors = torch.linalg.eigh(bends.to(torch.promote_types(bends.dtype, torch.float32)))
     size = values.abs().amax()
     out: dict[str, Tensor] = {}
     for k in range(count):
         if bool((values[:, k].abs() <= size * torch.finfo(values.dtype).eps).all()):
             continue
-        for group, along in _pulled(seen, output, vectors[:, :, k]).items():
+        for group, along in _pulled(seen, output, vectors[:, :, k].to(bends)).items():
             term = values[:, k, None] * along.square()
             out[group] = out[group] + term if group in out else term
     return out or _pulled(seen, output, torch.zeros_like(output.matrix))

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
-import numpy.typing as npt
 
 from .budget import met
 from .cost import Cost
 from .errors import ConfigError, nearest
 from .groups import Graph, Group, Selection
-from .score import Scores
-
-Array = npt.NDArray[np.float64]
+from .scores import Array, Scores
 
 
 def ranks(values: Array) -> Array:

@@ -27,7 +27,8 @@ from ..groups import Graph
 from ..latency import Latency, latency
 from ..plan import Plan
 from ..ranking import choose, importance, moves, smallest
-from ..score import Scores, score
+from ..score import score
+from ..scores import Scores
 from ..slices import complement
 from ..surgery.apply import apply
 from ..trace.record import evaluating

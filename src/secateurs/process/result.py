@@ -15,7 +15,7 @@ from ..gates import Proof
 from ..latency import Latency
 from ..plan import Plan
 from ..report.record import Network, Origin, Record, Run, Scored, Step
-from ..score import Scores
+from ..scores import Scores
 from ..tables import render
 from .describe import size_in_bytes
 
