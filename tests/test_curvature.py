@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.networks import network
+from tests.networks import NETWORKS, network
 from tests.references import LOSS, as_tensors, close, everything, pairs, scored
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import secateurs as sc
-from secateurs.criteria import Obd
+from secateurs.criteria import Averaged, GroupBatch, Obd
 from secateurs.errors import DataError, DerivativeError
 
 
@@ -98,3 +99,34 @@ def test_too_many_outputs_for_the_exact_second_derivative_are_refused() -> None:
     with pytest.raises(DerivativeError, match=r"5000 outputs .* 'obd-hutchinson'"):
         sc.score(net, graph, data, criterion="obd", **options)
     assert sc.score(net, graph, data, criterion="obd-hutchinson", **options)["0"].any()
+
+
+class Slope(Averaged):
+    """∂C_n/∂g, by hooks at the readers, or (with `second`) by gates that are tensors."""
+
+    name = "slope"
+
+    def __init__(self, second: bool):
+        self.needs = frozenset({"gradient", "mean_gradient", *(["hessian"] if second else [])})
+
+    def each(self, batch: GroupBatch) -> Tensor:
+        return batch.gradient + 2 * batch.mean_gradient
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gates_and_hooks_give_the_same_derivatives(name: str) -> None:
+    net, inputs = network(name)
+    graph = sc.trace(net, inputs)
+
+    def objective(model: Any, batch: Any) -> Tensor:
+        args, kwargs = ((), batch) if isinstance(batch, dict) else (batch, {})
+        args = args if isinstance(args, tuple) else (args,)
+        outputs = [t for t in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
+        return sum(out.flatten(1).square().sum(1) for out in outputs)
+
+    hooks, gates = (
+        sc.score(net, graph, [inputs], objective=objective, criterion=Slope(second))
+        for second in (False, True)
+    )
+    assert any(hooks[group].any() for group in hooks)
+    close(gates, as_tensors(hooks), 1e-9)
