@@ -57,7 +57,8 @@ def score(
         calibration: a batch that histogram edges are fixed from, where a criterion has such, the
             same on all workers; by default the first of the data, of all workers together.
         share: with data parallel workers, each with its part of the data: this worker's states
-            -> the states of all workers, which are then merged.
+            -> the states of all workers, in the same order on each, which are then merged. What
+            histogram edges are fixed from goes the same way first.
 
     Returns:
         One float64 array per group, (units,), higher = keep. They are raw: compare units within a
@@ -80,6 +81,8 @@ def score(
     (8,)
     """
     found = find_criterion(criterion)
+    if found.needs and data is None:
+        raise DataError(f"criterion {found.name!r} needs data; pass batches of it")
     if LOSS & found.needs:
         check_loss(loss, objective)
     places, unscored = _places(graph, found)
@@ -87,18 +90,15 @@ def score(
     watched = Watched(model, graph, found.needs)
     source: Iterator[Any] = itertools.islice(() if data is None else data, batches)
     if "sample" in found.needs:
-        sharing = share
         if calibration is None:
             calibration, source = _first(source)
-        else:
-            sharing = None
-        samples = _samples(watched, model, calibration, sharing)
+            samples = _samples(watched, model, calibration, share)
+        else:  # the same on all workers already
+            samples = _samples(watched, model, calibration, None)
         infos = {n: dataclasses.replace(i, sample=samples[n]) for n, i in infos.items()}
     states = _start(found, infos, unscored)
     run = _Run(model, graph, watched, found, loss, objective, states, seed)
     if found.needs:
-        if data is None:
-            raise DataError(f"criterion {found.name!r} needs data; pass batches of it")
         run.over(source)
     if share is not None:
         first, *others = share(states)
