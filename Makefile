@@ -55,7 +55,7 @@ fuzz: $(VENV)/.test  ## read 1,000 broken files, made from SEED
 bench-cut: $(VENV)/.bench  ## time trace, plan and apply against Torch-Pruning
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/cut_time.py
 
-bench-score: $(VENV)/.test  ## time a Taylor pass against a plain forward and backward
+bench-score: $(VENV)/.test  ## time every criterion against a plain forward and backward
 	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/score_time.py
 
 bench-lenet: $(VENV)/.runtime  ## the demo's error and latency at 20% and 10% of the MACs, 3 seeds

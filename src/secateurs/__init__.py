@@ -11,7 +11,8 @@ from .files.to_onnx import export_onnx
 from .gates import Proof, trace, verify
 from .groups import Frozen, Graph, Group
 from .plan import Plan
-from .score import Scores, score
+from .score import score
+from .scores import Scores
 from .surgery.apply import apply
 from .surgery.delete import delete_channels
 from .version import __version__ as __version__
