@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..atomic import check_file
 from ..errors import FileError
+from .recommend import Recommendation, recommend
 from .record import (
     FORMS,
     Experiment,
@@ -179,6 +180,27 @@ class Comparison:
                 cells.items(), key=lambda item: (FORMS.index(item[0][0]), order[item[0][1]])
             )
         ]
+
+    def seconds(self) -> dict[str, float]:
+        """Criterion -> what its scores took, the mean over seeds."""
+        found = {name: [line.price.seconds for line in self.scores(name)] for name in self.criteria}
+        return {name: sum(own) / len(own) for name, own in found.items() if own}
+
+    @property
+    def recommendation(self) -> Recommendation:
+        """Which criterion to use, why, and how sure that is."""
+        runs = {
+            (x.form, x.criterion, x.budget, x.seed): x
+            for x in self.lines
+            if isinstance(x, PruneLine)
+        }
+        return recommend(
+            self.setting,
+            list(runs.values()),
+            self.correlations(),
+            self.refused(),
+            self.seconds(),
+        )
 
     def sensitivities(self) -> list[Sensitivity]:
         """Metric against the fraction removed, for each group in the order of the network."""
