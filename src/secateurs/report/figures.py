@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..atomic import write_with
 from . import content
-from .content import Bar, Chart, HeatMap, printable
+from .charts import Chart, draw
+from .content import Bar, HeatMap
 from .extra import load
 from .record import Record
+from .words import printable
 
 LEAF, GONE = "#2c7a52", "#dfe4e0"
-COLOURS = (LEAF, "#b4552d", "#3a62ad")
+COLOURS = (LEAF, "#b4552d", "#3a62ad", "#8a3f9e", "#77670f", "#0f7482")  # as in page.css
+OTHERS = "#b3bab5"
 KINDS: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 160}}
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": None,
     "svg.hashsalt": "secateurs",  # the same picture, the same file
     "text.parse_math": False,  # a module may be called $x$
 }
@@ -35,11 +37,14 @@ def write_figures(record: Record, directory: str | Path) -> list[Path]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    matplotlib = load("matplotlib")
-    style = {**STYLE, "axes.prop_cycle": load("cycler").cycler(color=COLOURS)}
+    return write_all(_figures(record), directory)
+
+
+def write_all(figures: Iterable[tuple[str, Any]], directory: str | Path) -> list[Path]:
+    """Write each figure, drawn in the style of the report, as SVG and PNG."""
     out = []
-    with matplotlib.rc_context(style):
-        for name, figure in _figures(record):
+    with load("matplotlib").rc_context(STYLE):
+        for name, figure in figures:
             for kind, settings in KINDS.items():
                 path = Path(directory) / f"{name}.{kind}"
                 write_with(path, partial(figure.savefig, format=kind, **settings))
@@ -50,7 +55,7 @@ def write_figures(record: Record, directory: str | Path) -> list[Path]:
 def _figures(record: Record) -> Iterator[tuple[str, Any]]:
     yield "units", _bars(content.bars(record))
     for chart in content.charts(record):
-        yield chart.key, _chart(chart)
+        yield chart.key, plot(chart)
     maps = content.heat_maps(record)
     if maps:
         yield "importance", _maps(maps[: content.MAPS])
@@ -75,19 +80,27 @@ def _bars(bars: list[Bar]) -> Any:
     return figure
 
 
-def _chart(chart: Chart) -> Any:
+def plot(chart: Chart) -> Any:
+    """A chart as a figure."""
     figure = _figure(5, 3.2)
     axes = figure.add_subplot()
-    for series in chart.series:
+    for line in draw(chart).lines:
+        series = line.series
+        xs, ys = zip(*series.points, strict=True)
+        if series.colour is None:
+            axes.plot(xs, ys, color=OTHERS, linewidth=0.8)
+            continue
+        colour, dashed = COLOURS[series.colour], series.colour > 2
         axes.plot(
-            *zip(*series.points, strict=True),
-            marker="o",
-            markersize=3,
-            label=printable(series.name),
-        )
+            xs, ys, color=colour, marker="o", markersize=3, label=printable(series.name),
+            linestyle="--" if dashed else "-",
+        )  # fmt: skip
+        if series.band:
+            low, high = zip(*series.band, strict=True)
+            axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0.8)
     for mark in chart.marks:
         rule = axes.axvline if mark.axis == "x" else axes.axhline
-        rule(mark.value, color="#5b645f", linestyle="--", label=f"{mark.name} ({mark.value:.4g}%)")
+        rule(mark.value, color="#5b645f", linestyle="--", label=printable(mark.text))
     title, x_label, y_label = map(printable, (chart.title, chart.x_label, chart.y_label))
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     axes.grid(axis="y", alpha=0.3)
