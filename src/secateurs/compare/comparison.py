@@ -82,6 +82,31 @@ class Comparison:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
+    def __str__(self) -> str:
+        from ..report.comparison_page import summary
+
+        return summary(self)
+
+    def report(self, path: str | Path = "comparison.html") -> Path:
+        """Write one self-contained HTML page; needs `secateurs[report]`.
+
+        Raises:
+            MissingExtraError: jinja2 or matplotlib is not installed.
+        """
+        from ..report.comparison_page import write_comparison
+
+        return write_comparison(self, path)
+
+    def figures(self, directory: str | Path) -> list[Path]:
+        """Write the page's pictures as SVG and PNG; needs `secateurs[report]`.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from ..report.comparison_page import write_comparison_figures
+
+        return write_comparison_figures(self, directory)
+
     @classmethod
     def load(cls, path: str | Path) -> Comparison:
         """Read JSON lines; a last line that was cut short in writing is left out.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ..report.words import NAMES, rounded
 from .record import Setting
 from .statistics import Estimate
 
@@ -67,7 +68,7 @@ def _runs(setting: Setting, best: str, duels: Sequence[Duel], metrics: Metrics) 
     mean = abs(sum(metrics[best].values()) / len(cells))
     yield (
         f"Its mean {setting.metric_name} was {mean:.4g} over {len(cells)} runs: {forms}, at "
-        f"{listed([f'{budget:.0%}' for budget in budgets])} of the {setting.measure}, "
+        f"{listed([f'{budget:.0%}' for budget in budgets])} of the {NAMES[setting.measure]}, "
         f"{seeds} seed{'s' * (seeds > 1)}."
     )
     rivals = [duel for duel in duels if duel.other != "random"]
@@ -150,7 +151,7 @@ def estimate(found: Estimate) -> str:
     >>> estimate(Estimate(0.5, 0.25, 0.75))
     '0.50 (0.25 to 0.75)'
     """
-    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+    return f"{rounded(found.value)} ({rounded(found.low)} to {rounded(found.high)})"
 
 
 def listed(names: Sequence[str]) -> str:

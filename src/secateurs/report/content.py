@@ -11,12 +11,11 @@ import numpy.typing as npt
 
 from .charts import Chart, Mark, Series
 from .record import FrozenAxis, Record, Seconds, Step
-from .words import number, size, times
+from .words import NAMES, number, size, times
 
 Floats = npt.NDArray[np.float64]
 
 MAPS = 96  # as many heat maps are drawn; of more, nobody would look at the last
-NAMES = {"macs": "MACs", "params": "parameters", "units": "units"}
 STOPPED = {
     "budget": "the budget was met",
     "floor": "the metric reached its floor",

@@ -44,10 +44,10 @@ def write_all(figures: Iterable[tuple[str, Any]], directory: str | Path) -> list
     """Write each figure, drawn in the style of the report, as SVG and PNG."""
     out = []
     with load("matplotlib").rc_context(STYLE):
-        for name, figure in figures:
+        for name, one in figures:
             for kind, settings in KINDS.items():
                 path = Path(directory) / f"{name}.{kind}"
-                write_with(path, partial(figure.savefig, format=kind, **settings))
+                write_with(path, partial(one.savefig, format=kind, **settings))
                 out.append(path)
     return out
 
@@ -61,13 +61,14 @@ def _figures(record: Record) -> Iterator[tuple[str, Any]]:
         yield "importance", _maps(maps[: content.MAPS])
 
 
-def _figure(width: float, height: float) -> Any:
+def figure(width: float, height: float) -> Any:
+    """An empty figure of this size in inches."""
     return load("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
 
 
 def _bars(bars: list[Bar]) -> Any:
-    figure = _figure(7, 0.8 + 0.2 * len(bars))
-    axes = figure.add_subplot()
+    made = figure(7, 0.8 + 0.2 * len(bars))
+    axes = made.add_subplot()
     rows = range(len(bars))
     axes.barh(rows, [100.0] * len(bars), color=GONE, label="went")
     axes.barh(rows, [100 * bar.share for bar in bars], color=LEAF, label="stayed")
@@ -77,13 +78,13 @@ def _bars(bars: list[Bar]) -> Any:
     axes.set_xlabel("units that stayed (%)")
     for row, bar in zip(rows, bars, strict=True):
         axes.text(101, row, f"{bar.before:,} → {bar.after:,}", va="center", fontsize=8)
-    return figure
+    return made
 
 
 def plot(chart: Chart) -> Any:
     """A chart as a figure."""
-    figure = _figure(5, 3.2)
-    axes = figure.add_subplot()
+    made = figure(5, 3.2)
+    axes = made.add_subplot()
     for line in draw(chart).lines:
         series = line.series
         xs, ys = zip(*series.points, strict=True)
@@ -107,20 +108,20 @@ def plot(chart: Chart) -> Any:
     if chart.falling:
         axes.invert_xaxis()
     axes.legend(frameon=False, fontsize=8)
-    return figure
+    return made
 
 
 def _maps(maps: list[HeatMap]) -> Any:
     columns = min(3, len(maps))
     rows = -(-len(maps) // columns)
-    figure = _figure(3 * columns, 0.4 + 1.1 * rows)
+    made = figure(3 * columns, 0.4 + 1.1 * rows)
     for place, heat in enumerate(maps, 1):
-        axes = figure.add_subplot(rows, columns, place, facecolor=GONE)
+        axes = made.add_subplot(rows, columns, place, facecolor=GONE)
         axes.imshow(heat.binned(64, 256), aspect="auto", cmap="viridis", interpolation="nearest")
         axes.set_title(
             f"{printable(heat.name)}  {heat.before:,} → {heat.after:,}", fontsize=8, loc="left"
         )
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.supxlabel("units, those that went first on the left; a row is a step", fontsize=8)
-    return figure
+    made.supxlabel("units, those that went first on the left; a row is a step", fontsize=8)
+    return made

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+NAMES = {"macs": "MACs", "params": "parameters", "units": "units"}
+
 
 def printable(text: str) -> str:
     """Text without control characters: a name from a file must not steer a terminal.
@@ -30,6 +32,15 @@ def number(value: float | None) -> str:
     ('0.12346', '–')
     """
     return "–" if value is None else f"{value:,.5g}"
+
+
+def rounded(coefficient: float) -> str:
+    """A coefficient between −1 and 1, to two digits.
+
+    >>> rounded(-0.5), rounded(-0.001)
+    ('−0.50', '0.00')
+    """
+    return f"{round(coefficient, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def size(count: int) -> str:
@@ -59,5 +70,5 @@ def count(number: int, what: str) -> str:
     >>> count(1, "axis"), count(1200, "group")
     ('1 axis', '1,200 groups')
     """
-    plural = {"axis": "axes"}.get(what, f"{what}s")
+    plural = {"axis": "axes", "criterion": "criteria"}.get(what, f"{what}s")
     return f"{number:,} {what if number == 1 else plural}"
