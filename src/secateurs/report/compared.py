@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..compare.comparison import Comparison, Curve, Sensitivity
 from ..compare.record import FORMS
-from ..compare.statistics import Coefficients, Estimate
+from ..compare.statistics import Coefficients, Correlation, Estimate
 from ..compare.wording import against
 from .charts import Chart, Mark, Series
 from .words import NAMES, count, number, rounded, size
@@ -54,6 +54,11 @@ class Table:
         """Whether it is a heat map."""
         return any(cell.heat is not None for row in self.rows for cell in row)
 
+    @property
+    def steep(self) -> bool:
+        """Whether the names of the columns are written upright, for want of room."""
+        return len(self.columns) > 6 and max(map(len, self.columns[1:])) > 5
+
     def turned(self) -> Table:
         """The longer side down: few columns fit on a telephone."""
         if len(self.rows) >= len(self.columns) - 1:
@@ -70,9 +75,7 @@ class Table:
 # ---------------------------------------------------------------------- the oracle
 def correlations(comparison: Comparison, name: str = "spearman") -> Table:
     """Each criterion beside the oracle, the closest first."""
-    found = comparison.correlations()
-    scope = "all layers, ℓ2" if comparison.setting.normalize == "l2" else "all layers"
-    found = sorted(found, key=lambda c: -_value(SCOPES[scope](getattr(c, name))))
+    found = _closest(comparison)
     layers = len(comparison.setting.groups)
     rows = []
     for one in found:
@@ -82,6 +85,12 @@ def correlations(comparison: Comparison, name: str = "spearman") -> Table:
     symbol = {"spearman": "Spearman's ρ", "kendall": "Kendall's τ"}[name]
     title = f"{symbol} with the oracle, and 95% intervals"
     return Table(title, ["criterion", *SCOPES, "layers"], rows)
+
+
+def _closest(comparison: Comparison) -> list[Correlation]:
+    """By ρ over all layers, with scores as they are ranked when pruning."""
+    scope = SCOPES["all layers, ℓ2" if comparison.setting.normalize == "l2" else "all layers"]
+    return sorted(comparison.correlations(), key=lambda one: -_value(scope(one.spearman)))
 
 
 def _value(found: Estimate | None) -> float:
@@ -100,7 +109,7 @@ def layer_map(comparison: Comparison) -> Table:
     names = [group.name for group in comparison.setting.groups]
     rows = [
         [Cell(one.criterion), *(_heat(one.spearman.layers.get(name)) for name in names)]
-        for one in comparison.correlations()
+        for one in _closest(comparison)
     ]
     return Table("Spearman's ρ within each layer", ["", *names], rows).turned()
 
@@ -154,10 +163,10 @@ def _curve_chart(
     setting = comparison.setting
     series = []
     for curve in curves:
-        points = [point for point in curve.points if drawable(point.mean)]
+        points = [p for p in curve.points if drawable(p.mean) and drawable(p.budget)]
         if not points:
             continue
-        spreads = [point.spread or 0.0 for point in points]
+        spreads = [s if (s := p.spread) and drawable(s) else 0.0 for p in points]
         band = [(p.mean - s, p.mean + s) for p, s in zip(points, spreads, strict=True)]
         colour = colours.get(curve.criterion)
         series.append(
@@ -275,9 +284,9 @@ def _lost(comparison: Comparison, value: float | None, most: float) -> Cell:
         return Cell(NONE)
     start = comparison.setting.metric
     if start is None or not most or not drawable(value):
-        return Cell(f"{value:.4g}")
+        return Cell(f"{value:.3g}")
     better = (value - start) * (1 if comparison.setting.mode == "max" else -1)
-    return Cell(f"{value:.4g}", heat=min(better, 0.0) / most)
+    return Cell(f"{value:.3g}", heat=min(better, 0.0) / most)
 
 
 def _by_criterion(comparison: Comparison) -> dict[str, list[Sensitivity]]:
