@@ -63,14 +63,20 @@ def open_engine(
     raise ConfigError(f"no engine is called {engine!r}{nearest(str(engine), ('processes', 'ray'))}")
 
 
-def _alone(function: Function, shared: Any, job: Any) -> Any:
-    """The result of a job, on one thread: more would sum in another order."""
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: more would sum in another order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return function(shared, job)
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _alone(function: Function, shared: Any, job: Any) -> Any:
+    with one_thread():
+        return function(shared, job)
 
 
 # ---------------------------------------------------------------------- this process
