@@ -31,12 +31,12 @@ class Task:
 
     Attributes:
         values: the scores that a cut is chosen by.
-        shard: which batches of the pool, of the oracle and of scores.
+        shard: the first and the last but one of the batches that it is over.
     """
 
     trial: Trial
     values: Values = field(default_factory=dict)
-    shard: slice = slice(None)
+    shard: tuple[int, int | None] = (0, None)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _score(bench: Bench, task: Task) -> Part:
             score(
                 bench.model,
                 bench.graph,
-                pool[task.shard],
+                pool[slice(*task.shard)],
                 loss=bench.loss,
                 objective=bench.objective,
                 criterion=bench.criteria[trial.criterion],
@@ -94,7 +94,7 @@ def _score(bench: Bench, task: Task) -> Part:
 
 def _oracle(bench: Bench, task: Task) -> Part:
     """The oracle over a shard of the first pool."""
-    batches = bench.pools[bench.options.seeds[0]][task.shard]
+    batches = bench.pools[bench.options.seeds[0]][slice(*task.shard)]
     with Meter(bench.device) as meter:
         found = oracle(
             bench.model,

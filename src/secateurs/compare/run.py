@@ -303,7 +303,7 @@ class _Runner:
         size, batches = self.options.shard, len(self.bench.pools[self._seed(trial)])
         if trial.kind == "scores" and not self.bench.criteria[trial.criterion].needs:
             batches = 1
-        return [Task(trial, shard=slice(i, i + size)) for i in range(0, batches, size)]
+        return [Task(trial, shard=(i, i + size)) for i in range(0, batches, size)]
 
     def _cut(self, trial: Trial) -> Task:
         return Task(trial, self._values(trial.criterion, self._seed(trial)))
