@@ -20,7 +20,7 @@ class Ranking(BaseModel):
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-    normalize: Literal["none", "l1", "l2", "max", "mean"] = "l2"
+    normalize: Literal["none", "l1", "l2", "max", "mean", "rank"] = "l2"
     """How the scores of a group are scaled before groups are compared."""
     flops_weight: Annotated[float, Field(ge=0)] = 1e-3
     """How much a unit's share of the MACs speaks for its removal."""
