@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..atomic import check_file
 from ..errors import FileError
+from .recommend import Recommendation, recommend
 from .record import (
     FORMS,
     Experiment,
@@ -23,7 +24,7 @@ from .record import (
     Setting,
     Values,
 )
-from .statistics import Correlation, correlate
+from .statistics import Bootstrap, Correlation, correlate
 
 Against = Literal["abs", "loss", "metric"]
 T = TypeVar("T")
@@ -80,6 +81,31 @@ class Comparison:
     _found: dict[Against, list[Correlation]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+
+    def __str__(self) -> str:
+        from ..report.comparison_page import summary
+
+        return summary(self)
+
+    def report(self, path: str | Path = "comparison.html") -> Path:
+        """Write one self-contained HTML page; needs `secateurs[report]`.
+
+        Raises:
+            MissingExtraError: jinja2 or matplotlib is not installed.
+        """
+        from ..report.comparison_page import write_comparison
+
+        return write_comparison(self, path)
+
+    def figures(self, directory: str | Path) -> list[Path]:
+        """Write the page's pictures as SVG and PNG; needs `secateurs[report]`.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from ..report.comparison_page import write_comparison_figures
+
+        return write_comparison_figures(self, directory)
 
     @classmethod
     def load(cls, path: str | Path) -> Comparison:
@@ -142,10 +168,11 @@ class Comparison:
         truth = self._truth(against)
         if not truth:
             return
+        bootstrap = Bootstrap()
         for name in self.criteria:
             values = [line.values for line in self.scores(name) if not line.refused]
             if values:
-                yield correlate(name, values, truth)
+                yield correlate(name, values, truth, bootstrap)
 
     def _truth(self, against: Against) -> Values:
         """The oracle as importance: higher = keep."""
@@ -179,6 +206,27 @@ class Comparison:
                 cells.items(), key=lambda item: (FORMS.index(item[0][0]), order[item[0][1]])
             )
         ]
+
+    def seconds(self) -> dict[str, float]:
+        """Criterion -> what its scores took, the mean over seeds."""
+        found = {name: [line.price.seconds for line in self.scores(name)] for name in self.criteria}
+        return {name: sum(own) / len(own) for name, own in found.items() if own}
+
+    @property
+    def recommendation(self) -> Recommendation:
+        """Which criterion to use, why, and how sure that is."""
+        runs = {
+            (x.form, x.criterion, x.budget, x.seed): x
+            for x in self.lines
+            if isinstance(x, PruneLine)
+        }
+        return recommend(
+            self.setting,
+            list(runs.values()),
+            self.correlations(),
+            self.refused(),
+            self.seconds(),
+        )
 
     def sensitivities(self) -> list[Sensitivity]:
         """Metric against the fraction removed, for each group in the order of the network."""
