@@ -156,7 +156,10 @@ def _update(
         into = made[segment.start * inner : segment.stop * inner]
         rows = segment.examples
         rows = rows if isinstance(rows, slice) else rows.to(z.device)
-        cone.updates[position](into, z, x, weight, segment.unit, rows)
+        if len(cone.cuts[position][0].indices[segment.unit]):
+            cone.updates[position](into, z, x, weight, segment.unit, rows)
+        else:  # this reader takes other units of the group only
+            into.copy_((recording.layouts or {})[out].pick(z, rows))
     return made
 
 
