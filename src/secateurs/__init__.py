@@ -10,6 +10,7 @@ from .files.store import load, save
 from .files.to_onnx import export_onnx
 from .gates import Proof, trace, verify
 from .groups import Frozen, Graph, Group
+from .oracle import Oracle, oracle
 from .plan import Plan
 from .score import Scores, score
 from .surgery.apply import apply
@@ -25,6 +26,7 @@ __all__ = [
     "Frozen",
     "Graph",
     "Group",
+    "Oracle",
     "Plan",
     "Proof",
     "PruneResult",
@@ -34,6 +36,7 @@ __all__ = [
     "export_onnx",
     "export_pt2",
     "load",
+    "oracle",
     "prune",
     "save",
     "score",
