@@ -100,7 +100,7 @@ def _value(found: Estimate | None) -> float:
 def _estimate(found: Estimate | None) -> Cell:
     if found is None:
         return Cell(NONE)
-    spread = () if found.spread is None else (f"± {found.spread:.2f} over seeds",)
+    spread = (f"± {found.spread:.2f} over seeds",) if (found.spread or 0) >= 0.005 else ()
     return Cell(rounded(found.value), (f"{rounded(found.low)} to {rounded(found.high)}", *spread))
 
 

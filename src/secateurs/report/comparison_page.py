@@ -135,4 +135,4 @@ def _text(table: Table) -> str:
 
 
 def _both(text: str, small: tuple[str, ...]) -> str:
-    return f"{text} ({', '.join(small)})" if small else text
+    return f"{text} ({small[0]})" if small else text
