@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from secateurs.cli.app import app
 from secateurs.compare.comparison import Comparison
 from secateurs.errors import FileError
-from secateurs.report import compared
 from secateurs.report.charts import draw
+from secateurs.report.compared_charts import TITLES, curve_charts
 from secateurs.report.comparison_page import render_comparison, render_text
 from secateurs.report.words import rounded, size
 
@@ -88,7 +88,7 @@ def test_the_map_has_every_layer_of_every_criterion(page: Element, comparison: C
 
 def test_every_result_is_on_the_page(page: Element, comparison: Comparison) -> None:
     shown = {}
-    for form, title in compared.TITLES.items():
+    for form, title in TITLES.items():
         table = tables(page)[title]
         for name, *cells in table.rows():
             for budget, cell in zip(titles(table)[1:], cells, strict=True):
@@ -129,7 +129,7 @@ def test_prices_and_refusals_are_on_the_page(page: Element, comparison: Comparis
 
 
 def test_the_points_of_a_curve_are_the_means_over_seeds(comparison: Comparison) -> None:
-    charts = {chart.key: chart for chart in compared.curve_charts(comparison)}
+    charts = {chart.key: chart for chart in curve_charts(comparison)}
     assert list(charts) == ["one-shot", "fine-tuned", "iterative"]
     curves = {(c.form, c.criterion): c for c in comparison.curves()}
     for form, chart in charts.items():
@@ -202,7 +202,7 @@ def test_a_large_comparison_stays_small() -> None:
     page = read_page(text)
     heat = tables(page)["Spearman's ρ within each layer"]
     assert (len(heat.rows()), len(titles(heat))) == (60, 18)  # the longer side down
-    for chart in compared.curve_charts(made):
+    for chart in curve_charts(made):
         assert len(chart.named) == 6
         assert "random" in [series.name for series in chart.named]
         assert chart.grey == 12
