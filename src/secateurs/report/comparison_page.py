@@ -77,12 +77,12 @@ def _figures(comparison: Comparison) -> Iterator[tuple[str, Any]]:
 def _heat(table: Table) -> Any:
     rows, columns = [row[0].text for row in table.rows], table.columns[1:]
     values = [[float("nan") if c.heat is None else c.heat for c in r[1:]] for r in table.rows]
-    made = figure(1.6 + 0.42 * len(columns), 1.2 + 0.24 * len(rows))
+    made = figure(3 + 0.42 * len(columns), 1.4 + 0.24 * len(rows))
     axes = made.add_subplot()
     image = axes.imshow(values, aspect="auto", cmap="BrBG", vmin=-1, vmax=1)
     axes.set_xticks(range(len(columns)), map(printable, columns), rotation=90)
     axes.set_yticks(range(len(rows)), map(printable, rows))
-    axes.set_title(table.title, fontsize=9, loc="left")
+    made.suptitle(table.title, fontsize=9)
     made.colorbar(image, ax=axes)
     return made
 
