@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -201,9 +201,10 @@ def choose(
     return _by_group(candidates[:high])
 
 
-def smallest(graph: Graph, limits: Limits) -> Selection:
-    """Everything that may go, gone."""
-    flat = {group.name: np.zeros(group.size) for group in graph.groups}
+def smallest(graph: Graph, limits: Limits, scored: Container[str] | None = None) -> Selection:
+    """Everything that may go, gone; of the groups that have scores, if these are named."""
+    groups = [g for g in graph.groups if scored is None or g.name in scored]
+    flat = {group.name: np.zeros(group.size) for group in groups}
     sizes = {group.name: group.size for group in graph.groups}
     return _selection(graph, moves(graph, flat, limits, sizes))
 
