@@ -1,0 +1,185 @@
+"""The exact oracle against one forward per unit, in one process."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import nets
+import torch
+import typer
+from peak import Peak
+from torch import Tensor, nn
+
+import secateurs as sc
+from lenet import pretrained
+from secateurs.atomic import write_text
+from secateurs.data import mnist
+from secateurs.exact.changes import Engine
+from secateurs.groups import Graph
+
+WANTED = {"lenet5": 100.0, "vgg16": 4.2, "resnet20": 2.3}
+loss = nn.CrossEntropyLoss(reduction="none")
+
+
+def case(name: str, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network and its examples."""
+    torch.manual_seed(seed)
+    if name == "lenet5":
+        images, labels = mnist.load("test")
+        return pretrained(0), images, labels
+    images, labels = torch.randn(256, 3, 32, 32), torch.randint(10, (256,))
+    model = nets.vgg16() if name == "vgg16" else nets.ResNet20()
+    return nets.settled(model, images), images, labels
+
+
+# ---------------------------------------------------------------------- one forward per unit
+def naive_pass(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> float:
+    """One forward over all examples, as the loop does for each unit: its mean loss."""
+    total = 0.0
+    with torch.no_grad():
+        for images, labels in zip(x.split(batch), y.split(batch), strict=True):
+            total += float(loss(model(images), labels).sum())
+    return total / len(x)
+
+
+def best_batch(model: nn.Module, x: Tensor, y: Tensor) -> int:
+    """The batch size at which the naive loop is fastest, on at most 1,024 examples."""
+    x, y = x[:1024], y[:1024]
+    times = {}
+    for batch in (16, 32, 64, 128, 256, 512):
+        if batch <= len(x):
+            naive_pass(model, x[:batch], y[:batch], batch)
+            times[batch] = min(timed(model, x, y, batch) for _ in range(2))
+    return min(times, key=times.__getitem__)
+
+
+def timed(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> float:
+    started = time.perf_counter()
+    naive_pass(model, x, y, batch)
+    return time.perf_counter() - started
+
+
+def strata(graph: Graph, units: int) -> list[tuple[str, int]]:
+    """At least so many units, as many of each group, spread over it."""
+    each = -(-units // len(graph))
+    return [
+        (group.name, i * group.size // each)
+        for group in graph
+        for i in range(min(each, group.size))
+    ]
+
+
+def naive(
+    model: nn.Module, graph: Graph, x: Tensor, y: Tensor, batch: int, units: int
+) -> list[float]:
+    """Seconds of one forward over the data, once for each unit of the sample.
+
+    The unit's writers are zeroed in place, which costs nothing: the forward is the model's own.
+    """
+    times = []
+    for name, unit in strata(graph, units):
+        members = graph[name].writes + graph[name].carries
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        saved = [(tensors[m.tensor], tensors[m.tensor].detach().clone()) for m in members]
+        with torch.no_grad():
+            for member in members:
+                if member.dim == 0 and tensors[member.tensor].is_floating_point():
+                    tensors[member.tensor][unit] = 0
+        times.append(timed(model, x, y, batch))
+        for tensor, before in saved:
+            tensor.data.copy_(before)
+    return times
+
+
+# ---------------------------------------------------------------------- the oracle
+def ours(
+    model: nn.Module, graph: Graph, x: Tensor, y: Tensor, memory: int, share: int, skip: bool
+) -> tuple[float, float]:
+    """Seconds, and peak megabytes, of the oracle; extrapolated from each share-th unit."""
+    engine = Engine(model, graph, loss, memory=memory, skip=skip)
+    chosen = {g.name: range(0, g.size, share) for g in graph}
+    total = 0.0
+    with Peak("cpu") as peak:
+        started = time.perf_counter()
+        for part in engine.fit((x, y)):
+            before = time.perf_counter()
+            for name, _ in engine.changes(part, chosen):
+                now = time.perf_counter()
+                total += (now - before) * graph[name].size / len(chosen[name])
+                before = now
+        if share == 1:
+            total = time.perf_counter() - started
+    return total, peak.megabytes or float("nan")
+
+
+def rows(names: list[str], seed: int, units: int, memory: int, share: int) -> Iterator[tuple]:
+    for name in names:
+        model, x, y = case(name, seed)
+        graph = sc.trace(model, x[:2])
+        batch = best_batch(model, x, y)
+        step = 1 if name == "lenet5" else share
+        list(Engine(model, graph, loss).changes((x[:64], y[:64]), {graph.groups[-1].name: [0]}))
+        half = naive(model, graph, x, y, batch, units)
+        found, peak = ours(model, graph, x, y, memory, step, skip=True)
+        every, _ = ours(model, graph, x, y, memory, step, skip=False)
+        half_again = naive(model, graph, x, y, batch, 8)
+        one = statistics.fmean(half + half_again)
+        loop = one * graph.size
+        yield (
+            name,
+            f"{len(x):,}",
+            graph.size,
+            f"{one:.2f} s × {graph.size} = {loop:,.0f} s",
+            batch,
+            f"{found:,.1f} s" + ("" if step == 1 else f" (from 1/{step} of the units)"),
+            f"{loop / found:.1f}×",
+            f"{loop / every:.1f}×",
+            f"≥ {WANTED[name]:g}×",
+            f"{peak:,.0f} of {memory / 2**20:,.0f} MB",
+            f"{min(half + half_again):.2f} to {max(half + half_again):.2f} s",
+        )
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="lenet5, vgg16, resnet20")] = None,
+    seed: int = 0,
+    units: Annotated[int, typer.Option(help="units that the naive loop is timed on")] = 32,
+    memory: Annotated[int, typer.Option(help="bytes")] = 1_000_000_000,
+    share: Annotated[int, typer.Option(help="time each so-many-th unit of the oracle")] = 1,
+    out: Path | None = None,
+) -> None:
+    """Print the table, and write it to a page."""
+    columns = ("network", "examples", "units", "one forward per unit", "its batch", "oracle",
+               "ratio", "without skipping", "wanted", "peak memory, bound", "one forward, spread")  # fmt: skip
+    table = list(rows(names or list(WANTED), seed, units, memory, share))
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    for row in table:
+        print("\n".join(f"{c:>22}: {v}" for c, v in zip(columns, row, strict=True)), end="\n\n")
+    if out is not None:
+        lines = ["| " + " | ".join(map(str, row)) + " |" for row in [columns, ["---"] * 11, *table]]
+        write_text(
+            out, PAGE.format(machine=machine, seed=seed, units=units, table="\n".join(lines))
+        )
+
+
+PAGE = """# The exact oracle, timed
+
+`make bench-oracle` writes this page: {machine}, seed {seed}.
+
+{table}
+
+Both sides run in one process on the same threads and the same float32 weights. The naive loop runs
+the model itself once for each unit, at the batch size that is fastest for it; it is timed on at least
+{units} units, as many of each group, and multiplied by the number of units. LeNet-5 is the trained
+network of the demo on MNIST's test images. VGG-16 and ResNet-20 have random weights with batch
+statistics of the images, which are noise: times do not depend on what the weights have learnt, but how
+many samples are silent does, so the ratio is given without skipping them too.
+"""
+
+if __name__ == "__main__":
+    typer.run(main)
