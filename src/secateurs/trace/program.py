@@ -93,8 +93,8 @@ class Program:
     holds tensors met on the way that belong to neither. `attributes` are the integer attributes of
     the modules, `methods` names the method of a module that a piece of code is, and `parameters`
     gives the shape of every parameter of the model, used or not. `training` is a run in training
-    mode, where eval mode leaves parameters unused. `looks` says that the code looked at a value that
-    depends on the inputs, so that other inputs may take another way.
+    mode, where eval mode leaves parameters unused. `looks` says that the code looked at a value
+    that depends on the inputs, so that other inputs may take another way.
     """
 
     values: list[Value] = field(default_factory=list)
