@@ -199,15 +199,15 @@ PAGE = """# The exact oracle, timed
 
 {table}
 
-Both sides run in one process on the same threads and the same float32 weights. The naive loop runs
-the model itself once for each unit, with the weights that write the unit zeroed, at the batch size
-that is fastest for it; it is timed on at least {units} units, as many of each group (`spread`: the
-fastest and the slowest forward), and extrapolated to all. `memory`: the peak above the model and the
-data, and the bound. LeNet-5 is the trained network of the demo on MNIST's test images. VGG-16 and
-ResNet-20 have random weights with batch statistics of the images, which are noise: what the weights
-have learnt matters only for how many samples are silent, so `unskipped` is the ratio where none is
-left out. Where the oracle is timed on a part of the units, as `oracle` then says, what is done once
-for all of them is timed by itself and counted once.
+Both sides run in one process on the same threads and the same float32 weights. The naive loop
+runs the model itself once for each unit, with the weights that write the unit zeroed, at the
+batch size that is fastest for it; it is timed on at least {units} units, as many of each group
+(`spread`: the fastest and the slowest forward), and extrapolated to all. `memory`: the peak above
+the model and the data, and the bound. LeNet-5 is the trained network of the demo on MNIST's test
+images. VGG-16 and ResNet-20 have random weights with batch statistics of the images, which are
+noise: what the weights have learnt matters only for how many samples are silent, so `unskipped`
+is the ratio where none is left out. Where the oracle is timed on a part of the units, as `oracle`
+then says, what is done once for all of them is timed by itself and counted once.
 """
 
 if __name__ == "__main__":

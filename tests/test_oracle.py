@@ -132,13 +132,13 @@ ZOO = ("resnet18", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "resnext
 
 @pytest.mark.parametrize("name", ZOO)
 def test_the_oracle_on_the_zoo(name: str) -> None:
-    """Three groups, early, in the middle and late; three units of each."""
+    """Three groups, early, in the middle and late; two units of each."""
     model, x = zoo_model(name)
-    x = x[:, :, :32, :32] if name not in ("densenet121", "googlenet", "squeezenet1_1") else x
+    x = x[:, :, :32, :32] if name not in ("googlenet", "squeezenet1_1") else x
     y = torch.randn(2, dtype=torch.float64)
     graph = sc.trace(model, x)
     some = [graph.groups[i] for i in (0, len(graph) // 2, len(graph) - 1)]
-    units = {group.name: range(min(3, group.size)) for group in some}
+    units = {group.name: range(min(2, group.size)) for group in some}
     found = dict(Engine(model, graph, loss=per_example).changes((x, y), units))
     assert set(found) == set(units)
     with torch.no_grad():
