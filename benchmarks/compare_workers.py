@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 import typer
-from lenet import pretrained
-from mnist import load
 from torch import nn
 
+from lenet import pretrained
+from mnist import load
 from secateurs.batches import Loss
 from secateurs.compare.bench import Bench
 from secateurs.compare.engine import open_engine
