@@ -43,7 +43,7 @@ def silent() -> set[str]:
         if inspect.isclass(thing):
             out |= {f"{name}.{n}" for n, member in members(thing) if not inspect.getdoc(member)}
         if is_dataclass(thing):
-            out |= {f"{name}.{f.name}" for f in fields(thing)} - {
+            out |= {f"{name}.{f.name}" for f in fields(thing) if not f.name.startswith("_")} - {
                 f"{name}.{told}" for told in explained(own or "")
             }
     return out

@@ -47,7 +47,8 @@ LOSS = nn.CrossEntropyLoss(reduction="none")
 CRITERIA_HERE = ["taylor", "weight", "random"]
 QUICK: dict[str, Any] = {
     "criteria": CRITERIA_HERE, "budgets": [0.5], "seeds": [0, 1], "updates": 4, "rounds": 2,
-    "forms": FORMS, "score_batches": 1, "sensitivity": [0.5], "shard": 2, "lr": 0.05, "progress": False,
+    "forms": FORMS, "score_batches": 1, "sensitivity": [0.5], "shard": 2, "lr": 0.05,
+    "progress": False,
 }  # fmt: skip
 
 ENGINES = [
@@ -136,9 +137,7 @@ def test_split_scores_are_the_scores(whole: Comparison) -> None:
 
 
 def test_a_one_shot_cut_is_what_prune_does_in_one_step(whole: Comparison) -> None:
-    line = next(
-        x for x in of(PruneLine, whole) if (x.criterion, x.form) == ("weight", "one-shot")
-    )
+    line = next(x for x in of(PruneLine, whole) if (x.criterion, x.form) == ("weight", "one-shot"))
     result = sc.prune(
         net(), torch.zeros(1, 1, 6, 6), train=batches(), budget={"macs": 0.5}, loss=LOSS,
         criterion="weight", step=16, updates=0, final=0, progress=False,
@@ -234,7 +233,9 @@ class Nothing(Fixed):
 
 def test_a_criterion_that_does_not_apply_is_said(caplog: pytest.LogCaptureFixture) -> None:
     found = compared(criteria=["weight", Nothing(), OnlyLinear()], seeds=[0], forms=["one-shot"])
-    assert found.refused() == {"nothing": next(x.refused for x in of(ScoresLine, found) if x.refused)}
+    assert found.refused() == {
+        "nothing": next(x.refused for x in of(ScoresLine, found) if x.refused)
+    }
     assert "never does" in found.refused()["nothing"]
     assert {line.criterion for line in of(PruneLine, found)} == {"weight"}
     assert "only-linear scores only 3" in caplog.text  # 50% of the MACs need more
@@ -284,14 +285,16 @@ def test_work_that_kills_its_workers_is_given_up() -> None:
     def die(shared: Any, job: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(WorkerError, match="died 3 times"):
-        with open_engine("processes", die, None, 1) as run:
-            list(run([1]))
+    with (
+        pytest.raises(WorkerError, match="died 3 times"),
+        open_engine("processes", die, None, 1) as run,
+    ):
+        list(run([1]))
 
 
 def test_what_cannot_be_sent_is_named() -> None:
     opened = (b for b in batches())
-    with pytest.raises(ConfigError, match="generator.*engine=None"):
+    with pytest.raises(ConfigError, match=r"generator.*engine=None"):
         compared(train=opened, engine="processes", jobs=1)
 
 
@@ -419,7 +422,7 @@ def test_errors_come_before_any_work(tmp_path: Path) -> None:
 
 
 def test_training_that_diverges_is_said() -> None:
-    with pytest.raises(NotFiniteError, match="weight, fine-tuned to 50%, seed 0.*smaller lr"):
+    with pytest.raises(NotFiniteError, match=r"weight, fine-tuned to 50%, seed 0.*smaller lr"):
         compared(criteria=["weight"], forms=["fine-tuned"], lr=1e30, updates=20)
 
 

@@ -52,6 +52,10 @@ class Bench:
     def graph(self) -> Graph:
         return trace(self.model, self.example_inputs)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is sent to workers: not the graph, which each finds for itself."""
+        return {name: value for name, value in self.__dict__.items() if name != "graph"}
+
     @property
     def device(self) -> torch.device:
         own = next(iter(self.model.parameters()), None)
