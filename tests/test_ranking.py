@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import secateurs as sc
 from secateurs.cost import Cost
-from secateurs.ranking import importance
+from secateurs.ranking import NORMALIZATIONS, Limits, importance, moves
 
 X = torch.zeros(1, 3, 12, 12)
 
@@ -77,3 +77,54 @@ def test_in_units_every_unit_costs_the_same(ranked) -> None:
 
 def _ranking(values: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate(list(values.values())).argsort()
+
+
+# ---------------------------------------------------------------------- normalisations
+def l1(v: list[float]) -> list[float]:
+    return [x / sum(abs(y) for y in v) for x in v]
+
+
+def rank(v: list[float]) -> list[float]:
+    """(how many are smaller + the middle of those that tie) / n."""
+    n = len(v)
+    return [(sum(y < x for y in v) + (sum(y == x for y in v) + 1) / 2) / n for x in v]
+
+
+NORMALISED: dict[str, Callable[[list[float]], list[float]]] = {
+    "none": lambda v: v,
+    "l1": l1,
+    "l2": lambda v: [x / sum(y * y for y in v) ** 0.5 for x in v],
+    "max": lambda v: [x / max(abs(y) for y in v) for x in v],
+    "mean": lambda v: [len(v) * x for x in l1(v)],
+    "rank": rank,
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_a_normalisation_keeps_signs_and_composes_with_flops(ranked, name: str) -> None:
+    _, graph, scores = ranked
+    cost = Cost(graph)
+    draw = np.random.default_rng(0)
+    values = {g: draw.normal(size=len(v)) for g, v in scores.values.items()}
+    values["0"][:3] = -0.25  # ties
+    values["2"][:] = 0  # a group of which the criterion says nothing
+    signed = sc.Scores(values, "a signed criterion")
+    plain = importance(signed, cost, normalize=name, flops_weight=0.0)
+    for group in ("0", "5"):
+        np.testing.assert_allclose(plain[group], NORMALISED[name](values[group].tolist()))
+    assert set(plain["2"]) == ({(9 + 1) / 2 / 9} if name == "rank" else {0.0})
+    if name != "rank":
+        assert all((np.sign(plain[g]) == np.sign(values[g])).all() for g in values)
+    weighed = importance(signed, cost, normalize=name, flops_weight=0.2)
+    nothing = sc.Scores({g: np.zeros_like(v) for g, v in values.items()}, "")
+    flops = importance(nothing, cost, normalize="none", flops_weight=0.2)
+    for group in values:
+        np.testing.assert_allclose(weighed[group], plain[group] + flops[group])
+
+
+def test_a_group_that_is_not_scored_stays_whole(ranked) -> None:
+    _, graph, scores = ranked
+    values = {name: v for name, v in scores.values.items() if name != "2"}
+    part = importance(sc.Scores(values, "weight", unscored={"2": "no reason"}), Cost(graph))
+    found = moves(graph, part, Limits(), {})
+    assert {move.group for move in found} == {"0", "5"}

@@ -40,8 +40,11 @@ def _rows(
         local = graph.index_of[units[mine]]
         order = np.argsort(local, kind="stable")
         distinct = np.unique(local)
-        rows = lines[torch.from_numpy(indices[mine][order]).to(lines.device)]
-        rows = rows.reshape(len(distinct), -1)
+        wanted = indices[mine][order]
+        if len(wanted) == len(lines) and (wanted == np.arange(len(lines))).all():
+            rows = lines.reshape(len(distinct), -1)  # all in order: nothing to copy
+        else:
+            rows = lines[torch.from_numpy(wanted).to(lines.device)].reshape(len(distinct), -1)
         if len(distinct) == group.size:
             whole.append(rows)
         else:

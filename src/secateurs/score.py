@@ -6,11 +6,10 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -21,66 +20,13 @@ from .errors import DataError, NotFiniteError, UnscoredError
 from .exact.changes import Engine, count_examples
 from .groups import Graph, Group
 from .infos import group_infos
+from .scores import Array, Scores
 from .sites import sites
 from .trace.record import as_call, evaluating
 from .watch import SECOND, Seen, Watched
 
-Array = npt.NDArray[np.float64]
 Share = Callable[[dict[str, Any]], list[dict[str, Any]]]
 LOSS = frozenset({"gradient", "mean_gradient", *SECOND})  # what needs a loss
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One importance per unit per group, higher = keep.
-
-    Attributes:
-        values: group -> (units,) float64; `scores[group]` is the same.
-        criterion: its name.
-        examples: how many examples were seen.
-        assumed: how the loss was read: one value per example, or the mean over examples.
-        unscored: group -> why the criterion does not apply to it. Ranking leaves it alone.
-        sites: group -> where its activation was read, by criteria that look at activations.
-        error: group -> (units,) standard errors, by criteria that draw numbers.
-
-    >>> import numpy as np
-    >>> scores = Scores({"conv1": np.array([0.2, 0.1, 0.3])}, "taylor", examples=64)
-    >>> scores["conv1"].argsort()[:2].tolist()  # the two least important units
-    [1, 0]
-    """
-
-    values: dict[str, Array]
-    criterion: str
-    examples: int = 0
-    assumed: str = ""
-    unscored: dict[str, str] = field(default_factory=dict)
-    sites: dict[str, str] = field(default_factory=dict)
-    error: dict[str, Array] = field(default_factory=dict)
-
-    def __getitem__(self, group: str) -> Array:
-        """The importance of each unit of a group, (units,)."""
-        return self.values[group]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.values)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Scores:
-        """The scores that `to_dict` described."""
-        arrays = {key: _arrays(data.get(key, {})) for key in ("values", "error")}
-        return cls(**{**data, **arrays})
-
-    def to_dict(self) -> dict[str, Any]:
-        """The scores as plain data."""
-        lists = {
-            key: {name: array.tolist() for name, array in getattr(self, key).items()}
-            for key in ("values", "error")
-        }
-        return {f.name: lists.get(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)}
-
-
-def _arrays(values: dict[str, Any]) -> dict[str, Array]:
-    return {name: np.asarray(v, dtype=np.float64) for name, v in values.items()}
 
 
 def score(
@@ -109,8 +55,8 @@ def score(
         criterion: a name in `secateurs.criteria.CRITERIA`, or an object with the four functions.
         batches: use at most so many batches.
         seed: for criteria that draw numbers.
-        calibration: a batch that histogram edges are fixed from, where a criterion has such; by
-            default the first of the data. Name it to compare scores over other batches.
+        calibration: a batch that histogram edges are fixed from, where a criterion has such, the
+            same on all workers; by default the first of the data, of all workers together.
         share: with data parallel workers, each with its part of the data: this worker's states
             -> the states of all workers, which are then merged.
 
@@ -142,9 +88,12 @@ def score(
     watched = Watched(model, graph, found.needs)
     source: Iterator[Any] = itertools.islice(() if data is None else data, batches)
     if "sample" in found.needs:
+        sharing = share
         if calibration is None:
             calibration, source = _first(source)
-        samples = _samples(watched, model, calibration, share)
+        else:
+            sharing = None
+        samples = _samples(watched, model, calibration, sharing)
         infos = {n: dataclasses.replace(i, sample=samples[n]) for n, i in infos.items()}
     states = _start(found, infos, unscored)
     run = _Run(model, graph, watched, found, loss, objective, states, seed)

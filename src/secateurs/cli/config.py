@@ -132,7 +132,8 @@ class PruneSection(Options):
     model_config = ConfigDict(strict=True)
 
     criterion: str = "taylor"
-    """What decides which units go: taylor, weight, activation or random."""
+    """What decides which units go: taylor, fisher, obd, activation, apoz, weight, l1, l2, fpgm,
+    lamp, random, or another name in the guide to the criteria."""
 
     @field_validator("only", "ignore", "trackers", mode="before")
     @classmethod

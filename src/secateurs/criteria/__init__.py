@@ -79,24 +79,41 @@ def find_criterion(criterion: str | Criterion) -> Criterion:
         raise ConfigError(
             f"{criterion!r} is not a criterion: it needs name, needs, init, update, merge and score"
         )
-    for need in criterion.needs - NEEDS:
+    unknown = sorted(criterion.needs - NEEDS)
+    if unknown:
         raise ConfigError(
-            f"criterion {criterion.name!r} needs {need!r}, which is not there"
-            f"{nearest(need, sorted(NEEDS))}"
+            f"criterion {criterion.name!r} needs {unknown[0]!r}, which is not there"
+            f"{nearest(unknown[0], sorted(NEEDS))}"
         )
     return criterion
 
 
 __all__ = [
     "CRITERIA",
+    "L1",
+    "L2",
+    "Activation",
+    "ActivationStd",
+    "Apoz",
     "Averaged",
+    "BnScale",
     "Criterion",
     "Estimate",
+    "Fisher",
     "Fixed",
+    "Fpgm",
     "GroupBatch",
     "GroupInfo",
+    "InformationGain",
+    "Lamp",
     "Mean",
+    "Obd",
+    "Oracle",
+    "Random",
     "Spread",
+    "Taylor",
+    "TaylorSquared",
+    "Weight",
     "find_criterion",
     "pooled",
 ]

@@ -16,7 +16,7 @@ class Activation(Averaged):
     It is read at the output of the last nonlinearity before the first reader: `Scores.sites`.
 
     Args:
-        absolute: the mean of |z| instead.
+        absolute: the mean of `|z|` instead.
 
     Source: Molchanov et al. (2016), section 2.2, 'Activation'.
 

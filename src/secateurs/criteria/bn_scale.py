@@ -16,7 +16,7 @@ class BnScale(Fixed):
     Groups that pass none (a network without BatchNorm) are not scored.
 
     Source: Liu et al., Learning Efficient Convolutional Networks through Network Slimming (2017),
-    section 3, where training drives γ towards zero first.
+    section 3; there, training with `Σ |γ|` in the loss drives γ towards zero first.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2),

@@ -16,7 +16,7 @@ class Fisher(Averaged):
     Where the loss is a negative log likelihood and the network fits its data, this is ½ ∂²C/∂g_i².
 
     Source: Theis et al., Faster gaze prediction with dense networks and Fisher pruning (2018),
-    section 3.2, Δ_k = (1/2N) Σ_n g_nk².
+    Δ_k = (1/2N) Σ_n g_nk², g_nk the derivative by a feature map's mask.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False),

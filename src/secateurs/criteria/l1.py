@@ -16,7 +16,7 @@ class L1(Fixed):
     Args:
         side: the weights that write the unit, or those that read it: 'writes' or 'reads'.
 
-    Source: Li et al., Pruning Filters for Efficient ConvNets (2017), section 3.1: s_j = Σ |F_ij|.
+    Source: Li et al., Pruning Filters for Efficient ConvNets (2017), section 3.1, `s_j = Σ |K|`.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))

@@ -16,8 +16,8 @@ class L2(Fixed):
     Args:
         side: the weights that write the unit, or those that read it: 'writes' or 'reads'.
 
-    Source: Li et al., Pruning Filters for Efficient ConvNets (2017), section 4.4 compares it with
-    the ℓ1 norm.
+    Source: Li et al., Pruning Filters for Efficient ConvNets (2017), appendix, compares it with the
+    ℓ1 norm.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))

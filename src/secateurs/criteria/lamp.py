@@ -19,8 +19,9 @@ class Lamp(Fixed):
     Args:
         side: the weights that write the unit, or those that read it: 'writes' or 'reads'.
 
-    Source: Lee et al., Layer-adaptive sparsity for the magnitude-based pruning (2021), equation 2,
-    there for single weights. Units that tie count one another.
+    Source: Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning (2021), section 2,
+    score(u; W) = W[u]² / Σ_{v ≥ u} W[v]², there for single weights. Units that tie count one
+    another.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.Linear(3, 1))

@@ -37,7 +37,7 @@ class Options(BaseModel):
     """Batches that each ranking is made from."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Learning rate of the default optimizer, SGD with momentum 0.9."""
-    normalize: Literal["none", "l1", "l2", "max", "mean"] = "l2"
+    normalize: Literal["none", "l1", "l2", "max", "mean", "rank"] = "l2"
     """How the scores of a group are scaled before groups are compared."""
     flops_weight: Annotated[float, Field(ge=0)] = 1e-3
     """How much a unit's share of the MACs speaks for its removal."""

@@ -15,7 +15,7 @@ from ..gates import Proof
 from ..latency import Latency
 from ..plan import Plan
 from ..report.record import Network, Origin, Record, Run, Scored, Step
-from ..score import Scores
+from ..scores import Scores
 from ..tables import render
 from .describe import size_in_bytes
 
@@ -134,4 +134,6 @@ class PruneResult:
             ("", "before", "after", "kept"),
             rows,
         )
-        return f"{table}\n{self.proof}"
+        left = {} if self.scores is None else self.scores.unscored
+        alone = [f"left alone: {name}: {why}" for name, why in left.items()]
+        return "\n".join([table, *alone, str(self.proof)])

@@ -1,0 +1,311 @@
+"""A network that says by hand where its units are read and seen, and a naive reference a criterion.
+
+The references go through the data one example at a time and share nothing with the library.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tests.support import doubled
+from torch import Tensor, nn
+from torch.autograd.functional import hessian, jacobian
+
+import secateurs as sc
+from secateurs.criteria import Criterion
+
+EXAMPLES = 24
+Values = dict[str, Tensor]
+
+
+class Everything(nn.Module):
+    """BatchNorm, a residual sum, a concatenation, pooling, a layer used twice, and a flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm_stem = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.a, self.norm_a = nn.Conv2d(4, 5, 3, padding=1), nn.BatchNorm2d(5)
+        self.b = nn.Conv2d(5, 4, 3, padding=1)
+        self.left, self.right = nn.Conv2d(4, 3, 3, padding=1), nn.Conv2d(4, 2, 1)
+        self.mix, self.twice = nn.Conv2d(5, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.fc1, self.fc2 = nn.Linear(16, 6), nn.Linear(6, 3)
+        self.gates: dict[tuple[str, str], Tensor] = {}
+        self.places: dict[tuple[str, str], int] = {}
+        self.maps: dict[str, Tensor] = {}
+
+    def read(self, reader: str, group: str, x: Tensor) -> Tensor:
+        """What a reader reads of a group, gated; and how many positions each unit has there."""
+        self.places[reader, group] = x[0, 0].numel()
+        gate = self.gates.get((reader, group))
+        return x if gate is None else x * gate.reshape(1, -1, *[1] * (x.dim() - 2))
+
+    def see(self, group: str, x: Tensor) -> Tensor:
+        self.maps[group] = x
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = self.read
+        x = self.see("stem", F.relu(self.norm_stem(self.stem(x))))
+        y = self.see("a", F.relu(self.norm_a(self.a(read("a", "stem", x)))))
+        x = F.relu(x + self.b(read("b", "a", y)))
+        left = F.max_pool2d(self.see("left", F.relu(self.left(read("left", "stem", x)))), 2)
+        right = self.see("right", F.avg_pool2d(self.right(read("right", "stem", x)), 2))
+        x = torch.cat([read("mix", "left", left), read("mix", "right", right)], 1)
+        x = self.see("mix", F.relu(self.mix(x)))
+        x = F.relu(self.twice(read("twice", "mix", x)))
+        x = F.max_pool2d(F.relu(self.twice(read("again", "mix", x))), 2)
+        x = self.see("fc1", torch.tanh(self.fc1(read("fc1", "mix", x).flatten(1))))
+        return self.fc2(read("fc2", "fc1", x))
+
+
+SIZES = {"stem": 4, "a": 5, "left": 3, "right": 2, "mix": 4, "fc1": 6}
+READS = {
+    "stem": ["a", "left", "right"], "a": ["b"], "left": ["mix"], "right": ["mix"],
+    "mix": ["twice", "again", "fc1"], "fc1": ["fc2"],
+}  # fmt: skip
+
+
+def everything() -> Everything:
+    torch.manual_seed(0)
+    return doubled(Everything())
+
+
+def pairs(n: int = EXAMPLES) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(n, 2, 8, 8, dtype=torch.float64, generator=draw)
+    return x, torch.randint(3, (n,), generator=draw)
+
+
+LOSS = nn.CrossEntropyLoss(reduction="none")
+
+
+# ---------------------------------------------------------------------- naive references
+def gated(net: Everything, x: Tensor, gates: Values) -> Tensor:
+    """The output with the same gates at every reader of a group."""
+    net.gates = {(reader, g): gate for g, gate in gates.items() for reader in READS[g]}
+    output = net(x)
+    net.gates = {}
+    return output
+
+
+def ones(*groups: str) -> tuple[Tensor, ...]:
+    return tuple(torch.ones(SIZES[g], dtype=torch.float64) for g in groups)
+
+
+def cost(net: Everything, x: Tensor, y: Tensor) -> Callable[..., Tensor]:
+    """The loss of one example as a function of the gates of all groups."""
+    return lambda *gates: LOSS(gated(net, x, dict(zip(SIZES, gates, strict=True))), y).sum()
+
+
+def per_example(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return [(x[i : i + 1], y[i : i + 1]) for i in range(len(x))]
+
+
+def slopes(net: Everything, x: Tensor, y: Tensor) -> Values:
+    """∂C_n/∂g by group, (examples, units)."""
+    rows = [jacobian(cost(net, *one), ones(*SIZES)) for one in per_example(x, y)]
+    return {g: torch.stack([row[i] for row in rows]) for i, g in enumerate(SIZES)}
+
+
+def taylor(net: Everything, x: Tensor, y: Tensor) -> Values:
+    totals = {g: torch.zeros(n, dtype=torch.float64) for g, n in SIZES.items()}
+    keys = [(reader, g) for g in SIZES for reader in READS[g]]
+    for one, label in per_example(x, y):
+
+        def loss(*gates: Tensor, one: Tensor = one, label: Tensor = label) -> Tensor:
+            net.gates = dict(zip(keys, gates, strict=True))
+            return LOSS(net(one), label).sum()
+
+        found = jacobian(loss, tuple(ones(g)[0] for _, g in keys))
+        net.gates = {}
+        sums = {g: torch.zeros(n, dtype=torch.float64) for g, n in SIZES.items()}
+        for (reader, g), slope in zip(keys, found, strict=True):
+            sums[g] += slope / net.places[reader, g]
+        for g in SIZES:
+            totals[g] += sums[g].abs() / len(x)
+    return totals
+
+
+def taylor_second(net: Everything, x: Tensor, y: Tensor) -> Values:
+    """(g − ½ H·1)² with the whole Hessian of the mean loss, written out."""
+    parts = list(SIZES.values())
+
+    def mean(flat: Tensor) -> Tensor:
+        gates = dict(zip(SIZES, flat.split(parts), strict=True))
+        return LOSS(gated(net, x, gates), y).mean()
+
+    at = torch.ones(sum(parts), dtype=torch.float64)
+    scores = (jacobian(mean, at) - hessian(mean, at).sum(1) / 2) ** 2
+    return dict(zip(SIZES, scores.split(parts), strict=True))
+
+
+def obd(net: Everything, x: Tensor, y: Tensor) -> Values:
+    totals = {g: torch.zeros(n, dtype=torch.float64) for g, n in SIZES.items()}
+    for one, label in per_example(x, y):
+        output = net(one)
+        bend = hessian(lambda o, label=label: LOSS(o, label).sum(), output.detach())[0, :, 0, :]
+        for g in SIZES:
+            lines = jacobian(lambda gate, g=g, one=one: gated(net, one, {g: gate})[0], ones(g)[0])
+            for i in range(SIZES[g]):
+                totals[g][i] += 0.5 * lines[:, i] @ bend @ lines[:, i] / len(x)
+    return totals
+
+
+def values_of(net: Everything, x: Tensor) -> dict[str, list[list[list[float]]]]:
+    """group -> unit -> example -> the values at its positions."""
+    out: dict[str, list[list[list[float]]]] = {g: [[] for _ in range(n)] for g, n in SIZES.items()}
+    for i in range(len(x)):
+        with torch.no_grad():
+            net(x[i : i + 1])
+        for g, n in SIZES.items():
+            for unit in range(n):
+                out[g][unit].append(net.maps[g][0, unit].flatten().tolist())
+    return out
+
+
+def of_maps(one: Callable[[list[list[float]]], float]) -> Callable[..., Values]:
+    def reference(net: Everything, x: Tensor, y: Tensor) -> Values:
+        return {
+            g: torch.tensor([one(unit) for unit in units], dtype=torch.float64)
+            for g, units in values_of(net, x).items()
+        }
+
+    return reference
+
+
+def mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def deviation(maps: list[list[float]]) -> float:
+    flat = [v for values in maps for v in values]
+    return math.sqrt(mean([(v - mean(flat)) ** 2 for v in flat]))
+
+
+def entropy(symbols: list[Any]) -> float:
+    counts, n = Counter(symbols), len(symbols)
+    plain = -sum(c / n * math.log(c / n) for c in counts.values())
+    return plain + (len(counts) - 1) / (2 * n)
+
+
+def information_gain(net: Everything, x: Tensor, y: Tensor, bins: int = 8) -> Values:
+    out = {}
+    labels = y.tolist()
+    for g, units in values_of(net, x).items():
+        out[g] = torch.zeros(SIZES[g], dtype=torch.float64)
+        for i, maps in enumerate(units):
+            means = [mean(values) for values in maps]
+            rising = sorted(means)
+            at = [k * len(rising) // bins for k in range(1, bins)]
+            edges = [(rising[k - 1] + rising[k]) / 2 for k in at]
+            cells = [sum(edge < v for edge in edges) for v in means]
+            both = list(zip(cells, labels, strict=True))
+            out[g][i] = entropy(cells) + entropy(labels) - entropy(both)
+    return out
+
+
+def vectors(net: Everything, side: str) -> dict[str, list[Tensor]]:
+    """group -> unit -> all its weights, one vector, listed by hand."""
+    writes = {
+        "stem": lambda u: [net.stem.weight[u], net.b.weight[u]],
+        "a": lambda u: [net.a.weight[u]],
+        "left": lambda u: [net.left.weight[u]],
+        "right": lambda u: [net.right.weight[u]],
+        "mix": lambda u: [net.mix.weight[u], net.twice.weight[u]],
+        "fc1": lambda u: [net.fc1.weight[u]],
+    }
+    reads = {
+        "stem": lambda u: [m.weight[:, u] for m in (net.a, net.left, net.right)],
+        "a": lambda u: [net.b.weight[:, u]],
+        "left": lambda u: [net.mix.weight[:, u]],
+        "right": lambda u: [net.mix.weight[:, 3 + u]],
+        "mix": lambda u: [net.twice.weight[:, u], net.fc1.weight[:, 4 * u : 4 * u + 4]],
+        "fc1": lambda u: [net.fc2.weight[:, u]],
+    }
+    listed = {"writes": writes, "reads": reads}[side]
+    return {
+        g: [torch.cat([t.detach().flatten() for t in listed[g](u)]) for u in range(n)]
+        for g, n in SIZES.items()
+    }
+
+
+def of_weights(side: str, one: Callable[[Tensor, list[Tensor]], float]) -> Callable[..., Values]:
+    def reference(net: Everything, x: Tensor, y: Tensor) -> Values:
+        return {
+            g: torch.tensor([float(one(u, units)) for u in units], dtype=torch.float64)
+            for g, units in vectors(net, side).items()
+        }
+
+    return reference
+
+
+def lamp(unit: Tensor, units: list[Tensor]) -> float:
+    energy = float(unit @ unit)
+    return energy / sum(float(v @ v) for v in units if float(v @ v) >= energy)
+
+
+def of_slopes(one: Callable[[Tensor], Tensor]) -> Callable[..., Values]:
+    return lambda net, x, y: {g: one(rows) for g, rows in slopes(net, x, y).items()}
+
+
+def random(net: Everything, x: Tensor, y: Tensor) -> Values:
+    draws = {g: torch.Generator().manual_seed(zlib.crc32(f"0/{g}".encode())) for g in SIZES}
+    return {g: torch.rand(n, generator=draws[g], dtype=torch.float64) for g, n in SIZES.items()}
+
+
+REFERENCES: dict[str, Callable[[Everything, Tensor, Tensor], Values]] = {
+    "taylor": taylor,
+    "taylor-gate": of_slopes(lambda rows: rows.abs().mean(0)),
+    "taylor-squared": of_slopes(lambda rows: rows.mean(0) ** 2),
+    "taylor-second": taylor_second,
+    "fisher": of_slopes(lambda rows: (rows**2).mean(0) / 2),
+    "obd": obd,
+    "obd-hutchinson": obd,  # what it estimates
+    "activation": of_maps(lambda maps: mean([mean(v) for v in maps])),
+    "activation-abs": of_maps(lambda maps: mean([mean([abs(u) for u in v]) for v in maps])),
+    "activation-std": of_maps(deviation),
+    "apoz": of_maps(lambda maps: 1 - mean([sum(u == 0 for u in v) / len(v) for v in maps])),
+    "information-gain": information_gain,
+    "bn-scale": lambda net, x, y: {
+        "stem": net.norm_stem.weight.detach().abs(), "a": net.norm_a.weight.detach().abs()
+    },
+    "random": random,
+}  # fmt: skip
+for _side, _suffix in (("writes", ""), ("reads", "-reads")):
+    REFERENCES |= {
+        f"weight{_suffix}": of_weights(_side, lambda u, _: (u**2).mean()),
+        f"l1{_suffix}": of_weights(_side, lambda u, _: u.abs().sum()),
+        f"l2{_suffix}": of_weights(_side, lambda u, _: (u**2).sum().sqrt()),
+        f"fpgm{_suffix}": of_weights(_side, lambda u, us: sum((u - v).norm() for v in us)),
+        f"lamp{_suffix}": of_weights(_side, lamp),
+    }
+
+
+def scored(criterion: str | Criterion, data: Any = None, **options: Any) -> sc.Scores:
+    net = everything()
+    x, y = pairs()
+    graph = sc.trace(net, x[:2])
+    assert {g.name: g.size for g in graph} == SIZES
+    data = [(x, y)] if data is None else data
+    return sc.score(net, graph, data, loss=LOSS, criterion=criterion, **options)
+
+
+def close(found: sc.Scores, wanted: Values, tolerance: float) -> None:
+    assert set(found) == set(wanted)
+    for group, values in wanted.items():
+        given = torch.from_numpy(found[group])
+        assert given.shape == values.shape
+        allowed = tolerance * values.abs().max()
+        if found.error:
+            allowed = 5 * torch.from_numpy(found.error[group])
+        assert bool(((given - values).abs() <= allowed).all()), (group, given, values)
+
+
+def as_tensors(scores: sc.Scores) -> Values:
+    return {group: torch.from_numpy(scores[group]) for group in scores}
