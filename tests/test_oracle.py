@@ -406,6 +406,21 @@ def test_the_criterion_is_the_oracle_and_its_states_merge() -> None:
         assert np.allclose(signed[name], truth.loss[name], atol=1e-13)
 
 
+def test_the_model_and_the_mode_of_autograd_are_left_as_they_were() -> None:
+    model, x, y = task(4)
+    model.train()
+    found = Engine(model, sc.trace(model, x), cross_entropy).changes((x, y))
+    next(found)
+    assert torch.is_grad_enabled()
+    found.close()
+    assert model.training
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    sc.oracle(model, sc.trace(model, x), [(x, y)], loss=cross_entropy)
+    assert model.training
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_errors_name_what_is_wrong() -> None:
     model, x, y = task(4)
     graph = sc.trace(model, x[:2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -121,9 +122,10 @@ def _changes(engine: Engine, parts: Parts, batch: Any) -> Iterator[tuple[str, Ch
     yield from known.items()
     rest = {g.name: range(g.size) for g in engine.graph.groups if g.name not in known}
     if rest:
-        for name, change in engine.changes(batch, rest):
-            parts.write(batch, name, change)
-            yield name, change
+        with contextlib.closing(engine.changes(batch, rest)) as found:  # the model is its own again
+            for name, change in found:
+                parts.write(batch, name, change)
+                yield name, change
 
 
 def _told(*what: Any) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,10 @@ class Engine:
     def __post_init__(self) -> None:
         check_loss(self.loss, self.objective)
 
-    def changes(self, batch: Any, units: Units | None = None) -> Iterator[tuple[str, Change]]:
+    @torch.no_grad()  # as a decorator, it is off again whenever the caller has its turn
+    def changes(
+        self, batch: Any, units: Units | None = None
+    ) -> Generator[tuple[str, Change], None, None]:
         """Group -> its change on this batch, one group after the other.
 
         Args:
@@ -77,7 +80,7 @@ class Engine:
         if units is not None:
             wanted = {name: list(chosen) for name, chosen in units.items()}
         batch = self._here(batch)
-        with torch.no_grad(), evaluating(self.model):
+        with evaluating(self.model):
             if self.objective is not None:
                 why = "an objective calls the model itself"
                 yield from self._by_forwards(batch, self.objective, wanted, why)
