@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from tests.support import doubled
 from tests.zoo import zoo_model
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import secateurs as sc
 from secateurs.errors import ConfigError, DataError, FileError, NotFiniteError
@@ -276,6 +279,41 @@ def test_memory_splits_a_batch_and_changes_nothing() -> None:
         sc.oracle(model, graph, [(x, y)], loss=nn.CrossEntropyLoss(), memory="1 MB")
 
 
+class Held(TorchDispatchMode):
+    """Counts the bytes that the results of operations hold at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.users: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tensors_of(result):
+            storage = tensor.untyped_storage()
+            key, size = storage.data_ptr(), storage.nbytes()
+            self.now += 0 if self.users[key] else size
+            self.users[key] += 1
+            weakref.finalize(tensor, self.free, key, size)
+        self.most = max(self.most, self.now)
+        return result
+
+    def free(self, key: int, size: int) -> None:
+        self.users[key] -= 1
+        self.now -= 0 if self.users[key] else size
+
+
+@pytest.mark.parametrize("megabytes", [2, 4, 16])
+def test_the_memory_bound_is_kept(megabytes: int) -> None:
+    model, x, y = task(60)
+    engine = Engine(model, sc.trace(model, x[:2]), cross_entropy, memory=megabytes * 10**6)
+    list(engine.changes((x[:5], y[:5])))  # recordings are made once, of a few examples
+    with Held() as held:
+        for part in engine.fit((x, y)):
+            list(engine.changes(part))
+    assert 0.05 * megabytes < held.most / 1e6 < megabytes
+
+
 def test_an_objective_is_called_for_each_unit() -> None:
     model, x, y = task(6)
     graph = sc.trace(model, x)
@@ -366,6 +404,21 @@ def test_the_criterion_is_the_oracle_and_its_states_merge() -> None:
     for name in truth.loss:
         assert np.allclose(found[name], np.abs(truth.loss[name]), atol=1e-13)
         assert np.allclose(signed[name], truth.loss[name], atol=1e-13)
+
+
+def test_the_model_and_the_mode_of_autograd_are_left_as_they_were() -> None:
+    model, x, y = task(4)
+    model.train()
+    found = Engine(model, sc.trace(model, x), cross_entropy).changes((x, y))
+    next(found)
+    assert torch.is_grad_enabled()
+    found.close()
+    assert model.training
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    sc.oracle(model, sc.trace(model, x), [(x, y)], loss=cross_entropy)
+    assert model.training
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_errors_name_what_is_wrong() -> None:

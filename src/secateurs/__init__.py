@@ -11,7 +11,8 @@ from .files.store import load, save
 from .files.to_onnx import export_onnx
 from .gates import Proof, trace, verify
 from .groups import Frozen, Graph, Group
-from .oracle import Oracle, oracle
+from .oracle import oracle
+from .oracle_result import Oracle
 from .plan import Plan
 from .score import score
 from .scores import Scores

@@ -108,6 +108,7 @@ __all__ = [
     "Lamp",
     "Mean",
     "Obd",
+    "Oracle",
     "Random",
     "Spread",
     "Taylor",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,41 +13,22 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..batches import Loss, Objective, check_loss, loss_of, to_device
-from ..errors import DataError, NotFiniteError
+from ..errors import DataError
 from ..groups import Graph
 from ..trace.labels import leaves
 from ..trace.record import as_call, evaluating, input_tensors
 from .cone import Cone, cone_of, cuts_of
 from .judge import Judge
-from .recording import Layout, Recording, Rows, pick_examples, recording_for, tensors_in
-from .rows import Chunk, chunks_of, replay
+from .probe import recording_for
+from .recording import Recording, pick_examples, tensors_in
+from .rows import chunks_of, replay
+from .table import Change, Table, Whole
 from .walk import Walk, first_pass, held_per_example
 from .whole import Forwards, fixed_recording, gated_outputs
 
 Units = Mapping[str, Sequence[int]]
 
 _CACHE = 16 << 20  # bytes of a chunk: large enough for matrix products, small enough for a cache
-
-
-@dataclass(frozen=True)
-class Change:
-    """What the units of one group change on one batch.
-
-    Attributes:
-        loss: C_n(g_i = 0) − C_n(1), (examples, units) float64; (1, units) where the loss is one
-            number for the batch.
-        metric: the same in the metric; None without one.
-        how: how it was computed: 'rows', 'units' (whole batches, from the group's readers on),
-            'forwards'.
-        why: why not by rows; empty if it was.
-        base: the mean loss of the uncut network, and its mean metric.
-    """
-
-    loss: Tensor
-    metric: Tensor | None
-    how: str
-    why: str = ""
-    base: tuple[float, ...] = ()
 
 
 @dataclass
@@ -85,7 +66,10 @@ class Engine:
     def __post_init__(self) -> None:
         check_loss(self.loss, self.objective)
 
-    def changes(self, batch: Any, units: Units | None = None) -> Iterator[tuple[str, Change]]:
+    @torch.no_grad()  # as a decorator, it is off again whenever the caller has its turn
+    def changes(
+        self, batch: Any, units: Units | None = None
+    ) -> Generator[tuple[str, Change], None, None]:
         """Group -> its change on this batch, one group after the other.
 
         Args:
@@ -96,7 +80,7 @@ class Engine:
         if units is not None:
             wanted = {name: list(chosen) for name, chosen in units.items()}
         batch = self._here(batch)
-        with torch.no_grad(), evaluating(self.model):
+        with evaluating(self.model):
             if self.objective is not None:
                 why = "an objective calls the model itself"
                 yield from self._by_forwards(batch, self.objective, wanted, why)
@@ -188,9 +172,9 @@ class Engine:
         for index, cone in enumerate(cones):
             values = walk.reach(index)
             heard = loud[index] if self.skip else torch.ones_like(loud[index])
-            table = _Table(cone.group.name, judges, cone.group.size, wanted[cone.group.name])
+            table = Table(cone.group.name, judges, cone.group.size, wanted[cone.group.name])
             static: dict[int, dict[int, Tensor]] = {}
-            whole = None if table.rowwise else _Whole(recording, table, outputs, heard)
+            whole = None if table.rowwise else Whole(recording, table, outputs, heard)
             for chunk in chunks_of(heard, wanted[cone.group.name], self._limit(cone)):
                 if chunk.count not in static:
                     static = {chunk.count: recording.static(chunk.count)}
@@ -227,7 +211,7 @@ class Engine:
         walk = Walk(recording, inputs, n, cones)
         for index, cone in enumerate(cones):
             values, name = walk.reach(index), cone.group.name
-            table = _Table(name, judges, cone.group.size, wanted[name])
+            table = Table(name, judges, cone.group.size, wanted[name])
             for unit in wanted[name]:
                 table.whole(gated_outputs(recording, cone, values, n, unit), unit)
             yield name, table.change("units", whys[name])
@@ -243,7 +227,7 @@ class Engine:
         n = count_examples(batch)
         found = [Judge(_calling(judge), what, self.model, batch, n) for judge, what in judges]
         for name, units in wanted.items():
-            table = _Table(name, found, self.graph[name].size, units)
+            table = Table(name, found, self.graph[name].size, units)
             for unit in units:
                 table.whole(forwards.without(name, unit), unit)
             yield name, table.change("forwards", why)
@@ -299,85 +283,3 @@ def _signature(call: Any) -> Any:
     found, spec = pytree.tree_flatten(call)
     told = [(t.dim(), t.shape[1:], t.dtype) if isinstance(t, Tensor) else repr(t) for t in found]
     return (str(spec), *told)
-
-
-class _Table:
-    """The changes of a group's units on one batch, as they come in."""
-
-    def __init__(self, group: str, judges: list[Judge], size: int, wanted: Sequence[int]):
-        self._group, self._judges, self._wanted = group, judges, list(wanted)
-        self._made = []
-        for judge in judges:
-            made = torch.full((len(judge.base), size), torch.nan, dtype=torch.float64)
-            made[:, self._wanted] = 0.0  # a silent unit changes nothing
-            self._made.append(made)
-
-    @property
-    def rowwise(self) -> bool:
-        return all(judge.rowwise for judge in self._judges)
-
-    def rows(self, output: Any, chunk: Chunk) -> None:
-        """What the rows of a chunk give."""
-        examples = chunk.examples
-        for judge, made in zip(self._judges, self._made, strict=True):
-            change = judge.rows(output, examples)
-            if len(chunk.segments) == 1 and isinstance(examples, slice):
-                made[examples, chunk.segments[0].unit] = change
-            elif isinstance(examples, Tensor):
-                made[examples, chunk.units] = change
-
-    def whole(self, output: Any, unit: int) -> None:
-        """What the whole batch gives without a unit."""
-        for judge, made in zip(self._judges, self._made, strict=True):
-            made[:, unit] = judge.whole(output) - judge.base
-
-    def change(self, how: str, why: str) -> Change:
-        """All of it, checked."""
-        for made in self._made:
-            if not bool(torch.isfinite(made[:, self._wanted]).all()):
-                bad = (~torch.isfinite(made[:, self._wanted])).any(0).nonzero()[0].item()
-                raise NotFiniteError(
-                    f"the loss or metric is not finite (NaN or infinite) without unit "
-                    f"{self._wanted[int(bad)]} of group {self._group!r}"
-                )
-        loss, *metric = self._made
-        base = tuple(float(judge.base.mean()) for judge in self._judges)
-        return Change(loss, metric[0] if metric else None, how, why, base)
-
-
-class _Whole:
-    """Puts the rows of each unit together into the output of the whole batch."""
-
-    def __init__(
-        self, recording: Recording, table: _Table, outputs: dict[int, Tensor], loud: Tensor
-    ):
-        self._recording, self._table, self._base = recording, table, outputs
-        self._due = loud.sum(0).tolist()
-        self._open: dict[int, dict[int, Tensor]] = {}
-
-    def take(self, tree: Any, chunk: Chunk) -> None:
-        """Rows of some units; a unit that is complete is judged, and let go."""
-        layouts = self._recording.layouts or {}
-        refs = self._recording.graph.program.output_ids()
-        rows = dict(zip(refs, tensors_in(tree), strict=True))
-        for segment in chunk.segments:
-            made = self._open.setdefault(
-                segment.unit, {i: t.clone() for i, t in self._base.items()}
-            )
-            for ident, whole in made.items():
-                layout = layouts.get(ident)
-                if layout is not None:
-                    part = layout.pick(rows[ident], slice(segment.start, segment.stop))
-                    made[ident] = _put(layout, whole, segment.examples, part)
-            self._due[segment.unit] -= segment.stop - segment.start
-            if not self._due[segment.unit]:
-                self._table.whole(
-                    self._recording.outputs(self._open.pop(segment.unit)), segment.unit
-                )
-
-
-def _put(layout: Layout, whole: Tensor, examples: Rows, part: Tensor) -> Tensor:
-    """The whole with the part at some of its examples."""
-    split, piece = layout.split(whole), layout.split(part)
-    rows = torch.arange(examples.start, examples.stop) if isinstance(examples, slice) else examples
-    return split.index_copy(layout.dim + 1, rows.to(whole.device), piece).reshape(whole.shape)

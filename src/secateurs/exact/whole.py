@@ -14,7 +14,8 @@ from ..groups import Graph, Selection
 from ..surgery.apply import apply
 from ..trace.record import model_tensors
 from .cone import Cone
-from .recording import Recording, ordered_inputs, replays
+from .probe import replays
+from .recording import Recording, ordered_inputs
 
 
 def fixed_recording(model: nn.Module, known: Recording, call: Any) -> Recording:

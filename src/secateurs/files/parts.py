@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ..atomic import parse_json, read_text, write_text
 from ..errors import FileError
-from ..exact.changes import Change
+from ..exact.table import Change
 from ..groups import Graph
 from .store import digest, load_tensors, save_tensors, unique_state
 
