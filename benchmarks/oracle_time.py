@@ -178,7 +178,7 @@ def main(
         "network examples units naive batch oracle ratio unskipped wanted memory spread".split()
     )
     table = list(rows(names or list(WANTED), seed, units, memory, share))
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    machine = f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
     for row in table:
         print("\n".join(f"{c:>22}: {v}" for c, v in zip(columns, row, strict=True)), end="\n\n")
     if out is not None:
