@@ -114,7 +114,8 @@ def ours(
             for part in engine.fit((x, y)):
                 for _ in engine.changes(part):
                     pass
-            return time.process_time() - started, peak.megabytes or float("nan")
+            total = time.process_time() - started
+        return total, peak.megabytes or float("nan")
     chosen = {g.name: range(0, g.size, share) for g in graph}
     once = times_of(engine, x, y, dict.fromkeys(chosen, ()))
     with Peak("cpu") as peak:
@@ -178,7 +179,9 @@ def main(
         "network examples units naive batch oracle ratio unskipped wanted memory spread".split()
     )
     table = list(rows(names or list(WANTED), seed, units, memory, share))
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    machine = (
+        f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+    )
     for row in table:
         print("\n".join(f"{c:>22}: {v}" for c, v in zip(columns, row, strict=True)), end="\n\n")
     if out is not None:

@@ -28,7 +28,7 @@ from .whole import Forwards, fixed_recording, gated_outputs
 
 Units = Mapping[str, Sequence[int]]
 
-_CACHE = 16 << 20  # bytes of a chunk: large enough for matrix products, small enough for a cache
+_CACHE = 32 << 20  # bytes of a chunk: large enough for matrix products, small enough for a cache
 
 
 @dataclass
