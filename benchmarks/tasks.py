@@ -1,15 +1,17 @@
-"""What is pruned in the comparison: trained networks, their data, and how they are fine-tuned."""
+"""What is pruned in the experiments: trained networks, their data, and how they are fine-tuned."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import cifar
+import fashion
 import torch
 import torch.nn.functional as F
+from nets import ResNet8, alexnet, vgg
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,39 +24,6 @@ from secateurs.process.stream import Stream
 CACHE = cifar.CACHE.parent / "networks"  # those that are trained here
 HELD_OUT = 5_000  # training images at the end that settings are chosen on
 BATCH = 64
-
-
-class Block(nn.Module):
-    """Two 3 × 3 convolutions that halve the image, around a 1 × 1 shortcut."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=2, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.bn3(self.shortcut(x)))
-
-
-class ResNet8(nn.Module):
-    """A residual network of eight layers in the longest path: 9.0 million MACs at 32²."""
-
-    def __init__(self, widths: tuple[int, ...] = (16, 28, 56, 112)):
-        super().__init__()
-        self.conv = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(widths[0])
-        self.blocks = nn.Sequential(*map(Block, widths, widths[1:]))
-        self.classifier = nn.Linear(widths[-1], len(cifar.CLASSES))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, 10) of images (N, 3, 32, 32)."""
-        x = self.blocks(F.relu(self.bn(self.conv(images))))
-        return self.classifier(x.mean((2, 3)))
 
 
 @dataclass(frozen=True)
@@ -207,6 +176,32 @@ def _mnist(split: str) -> Images:
     return Images(*mnist.load_bytes(split), mean, std)
 
 
+@cache
+def _fashion(split: str) -> Images:
+    mean, std = (torch.tensor(value) for value in (fashion.MEAN, fashion.STD))
+    return Images(*fashion.load(split), mean, std, flip=True)
+
+
+def _plain(
+    data: str, title: str, channels: int, size: int, load: Callable[[str], Images]
+) -> list[Task]:
+    """The nets without BatchNorm, which want a lower rate, on one set of images."""
+    names = {"vgg": ("VGG-like", vgg), "alexnet": ("AlexNet-like", alexnet)}
+    return [
+        Task(
+            f"{name}-{data}",
+            f"{likeness}, {title}",
+            partial(build, channels, size),
+            load,
+            training=(3000, 0.01),
+            updates=800,
+            each=30,
+            lr=0.01,
+        )
+        for name, (likeness, build) in names.items()
+    ]
+
+
 TASKS = {
     task.name: task
     for task in (
@@ -225,6 +220,18 @@ TASKS = {
             "resnet8",
             "ResNet-8, CIFAR-10",
             ResNet8,
+            _cifar,
+            training=(3000, 0.1),
+            updates=800,
+            each=30,
+            lr=0.05,
+        ),
+        *_plain("cifar", "CIFAR-10", 3, 32, _cifar),
+        *_plain("fashion", "Fashion-MNIST", 1, 28, _fashion),
+        Task(
+            "vgg-bn-cifar",
+            "VGG-like with BatchNorm, CIFAR-10",
+            partial(vgg, norm=True),
             _cifar,
             training=(3000, 0.1),
             updates=800,
