@@ -16,6 +16,7 @@ from tasks import TASKS
 
 from secateurs.atomic import write_text
 
+SEEDS = 3  # of every full form
 C = TypeVar("C")  # a frozen dataclass: what is run
 
 
@@ -63,6 +64,11 @@ def one_thread() -> None:
     """So that experiments side by side do not wait for one another."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+
+
+def called(target: str, quick: bool, seeds: int) -> str:
+    """The command that makes a page."""
+    return f"make {target}" + (" QUICK=1" if quick else f" SEEDS={seeds}" if seeds != SEEDS else "")
 
 
 def machine() -> str:

@@ -1,7 +1,7 @@
 """Every criterion of Torch-Pruning that has a twin here beside ours, at equal MACs and updates.
 
-The cells are those of `versus.py`. Each side also chooses its criterion on held-out training images,
-with a base network that has not seen them; the test images are only measured on.
+The cells are those of `versus.py`. Each side also chooses its criterion on held-out training
+images, with a base network that has not seen them; the test images are only measured on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from statistics import mean
 
 import typer
-from cells import machine, run_cells, train_bases
+from cells import SEEDS, called, machine, run_cells, train_bases
 from tasks import TASKS
 from twins import TWINS
 from versus import NETWORKS, OPTIONS, SIDES, Cell, run, say
@@ -127,17 +127,18 @@ def _table(records: Sequence[dict]) -> str:
 
 def main(
     quick: bool = typer.Option(False, help="LeNet-5 alone, one seed, a tenth of the updates."),
-    seeds: int = typer.Option(3, help="Seeds, from 0."),
+    seeds: int = typer.Option(SEEDS, help="Seeds, from 0."),
     jobs: int = typer.Option(2, help="Processes, of one thread each."),
     results: str = typer.Option("runs/criteria-versus.jsonl", help="A line a run."),
     out: str = typer.Option("", help="The page to write; it is printed in any case."),
 ) -> None:
     """Run what is not yet in the results, and make the page."""
     started = time.perf_counter()
-    todo = cells(NETWORKS[:1], 1, 0.1) if quick else cells(NETWORKS, seeds, 1.0)
+    seeds = 1 if quick else seeds
+    todo = cells(NETWORKS[:1] if quick else NETWORKS, seeds, 0.1 if quick else 1.0)
     train_bases(((cell.task, cell.seed, cell.validation) for cell in todo), jobs)
     records = run_cells(run, todo, results, jobs, say)
-    page = document(records, f"make criteria-versus{' QUICK=1' * quick}")
+    page = document(records, called("criteria-versus", quick, seeds))
     print(page, f"{time.perf_counter() - started:.0f} s", sep="\n")
     if out:
         write_text(out, page)
