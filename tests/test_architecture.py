@@ -23,7 +23,7 @@ FLOORS = [
     {"errors", "tables", "atomic", "version"},
     {"trace"},
     {"groups", "plan", "plan_schema", "slices", "gates", "cost", "latency", "budget", "surgery",
-     "criteria", "oracle", "score", "ranking", "batches", "watch"},
+     "criteria", "oracle", "score", "ranking", "batches", "watch", "sites", "infos", "curvature"},
     {"process", "files", "data", "report", "compare", "sparse"},
     {"keras"},
     {"__init__"},

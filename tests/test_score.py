@@ -266,8 +266,18 @@ def test_random_is_fixed_by_the_seed_alone() -> None:
 @pytest.mark.parametrize("name", CRITERIA)
 def test_states_merge_to_the_state_of_all_the_data(name: str) -> None:
     criterion = CRITERIA[name]
-    info = GroupInfo("group", 4, (torch.randn(4, 6), torch.randn(4, 3)), seed=3)
-    batches = [GroupBatch(torch.randn(n, 4), torch.randn(n, 4)) for n in (3, 1, 5)]
+    weights = (torch.randn(4, 6), torch.randn(4, 3))
+    info = GroupInfo("group", 4, weights, weights, weights, seed=3, sample=torch.randn(16, 4))
+    batches = [
+        GroupBatch(
+            *(torch.randn(n, 4) for _ in range(3)),
+            torch.randn(n, 4, 2),
+            torch.randn(n, 4, 9),
+            torch.randint(3, (n,)),
+            torch.randn(n, 4),
+        )
+        for n in (3, 1, 5)
+    ]
     alone = criterion.init(info)
     for batch in batches:
         alone = criterion.update(alone, batch)
@@ -286,13 +296,13 @@ class Largest:
     """A user's own: the largest gate derivative of any example."""
 
     name = "largest"
-    needs = frozenset({"gradient"})
+    needs = frozenset({"mean_gradient"})
 
     def init(self, group: GroupInfo) -> Tensor:
         return torch.zeros(group.size)
 
     def update(self, state: Tensor, batch: GroupBatch) -> Tensor:
-        return torch.maximum(state, batch.gradient.abs().amax(0))
+        return torch.maximum(state, batch.mean_gradient.abs().amax(0))
 
     def merge(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.maximum(a, b)

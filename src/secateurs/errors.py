@@ -34,6 +34,14 @@ class NotFiniteError(DataError):
     """A loss, a weight or a score became NaN or infinite."""
 
 
+class UnscoredError(SecateursError):
+    """A criterion cannot score a group, or any group of the network."""
+
+
+class DerivativeError(SecateursError):
+    """A second derivative was asked for that cannot be had from this network, loss or data."""
+
+
 class BudgetError(SecateursError, ValueError):
     """A budget is malformed or cannot be reached."""
 

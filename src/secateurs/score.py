@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Loss, Objective, check_loss, loss_of, to_device
-from .criteria import Criterion, GroupBatch, GroupInfo, find_criterion
-from .errors import DataError, NotFiniteError
+from .criteria import Criterion, Estimate, GroupBatch, GroupInfo, find_criterion
+from .curvature import take_derivatives, take_gauss_newton
+from .errors import DataError, NotFiniteError, UnscoredError
 from .groups import Graph, Group
-from .trace.labels import leaves
-from .trace.record import as_call, evaluating, model_tensors
-from .watch import Seen, Watched
+from .infos import group_infos
+from .sites import sites
+from .trace.record import as_call, evaluating
+from .watch import SECOND, Seen, Watched
+
+Array = npt.NDArray[np.float64]
+Share = Callable[[dict[str, Any]], list[dict[str, Any]]]
+LOSS = frozenset({"gradient", "mean_gradient", *SECOND})  # what needs a loss
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,9 @@ class Scores:
         criterion: its name.
         examples: how many examples were seen.
         assumed: how the loss was read: one value per example, or the mean over examples.
+        unscored: group -> why the criterion does not apply to it. Ranking leaves it alone.
+        sites: group -> where its activation was read, by criteria that look at activations.
+        error: group -> (units,) standard errors, by criteria that draw numbers.
 
     >>> import numpy as np
     >>> scores = Scores({"conv1": np.array([0.2, 0.1, 0.3])}, "taylor", examples=64)
@@ -38,12 +48,15 @@ class Scores:
     [1, 0]
     """
 
-    values: dict[str, npt.NDArray[np.float64]]
+    values: dict[str, Array]
     criterion: str
     examples: int = 0
     assumed: str = ""
+    unscored: dict[str, str] = field(default_factory=dict)
+    sites: dict[str, str] = field(default_factory=dict)
+    error: dict[str, Array] = field(default_factory=dict)
 
-    def __getitem__(self, group: str) -> npt.NDArray[np.float64]:
+    def __getitem__(self, group: str) -> Array:
         """The importance of each unit of a group, (units,)."""
         return self.values[group]
 
@@ -53,18 +66,20 @@ class Scores:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Scores:
         """The scores that `to_dict` described."""
-        values = {name: np.asarray(v, dtype=np.float64) for name, v in data["values"].items()}
-        return cls(values, data["criterion"], data["examples"], data["assumed"])
+        arrays = {key: _arrays(data.get(key, {})) for key in ("values", "error")}
+        return cls(**{**data, **arrays})
 
     def to_dict(self) -> dict[str, Any]:
         """The scores as plain data."""
-        values = {name: array.tolist() for name, array in self.values.items()}
-        return {
-            "criterion": self.criterion,
-            "examples": self.examples,
-            "assumed": self.assumed,
-            "values": values,
+        lists = {
+            key: {name: array.tolist() for name, array in getattr(self, key).items()}
+            for key in ("values", "error")
         }
+        return {f.name: lists.get(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+def _arrays(values: dict[str, Any]) -> dict[str, Array]:
+    return {name: np.asarray(v, dtype=np.float64) for name, v in values.items()}
 
 
 def score(
@@ -77,7 +92,8 @@ def score(
     criterion: str | Criterion = "taylor",
     batches: int | None = None,
     seed: int = 0,
-    share: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None,
+    calibration: Any = None,
+    share: Share | None = None,
 ) -> Scores:
     """The importance of every unit of every group.
 
@@ -92,16 +108,21 @@ def score(
         criterion: a name in `secateurs.criteria.CRITERIA`, or an object with the four functions.
         batches: use at most so many batches.
         seed: for criteria that draw numbers.
+        calibration: a batch that histogram edges are fixed from, where a criterion has such; by
+            default the first of the data. Name it to compare scores over other batches.
         share: with data parallel workers, each with its part of the data: this worker's states
             -> the states of all workers, which are then merged.
 
     Returns:
         One float64 array per group, (units,), higher = keep. They are raw: compare units within a
-        group; `secateurs.ranking.importance` makes groups comparable.
+        group; `secateurs.ranking.importance` makes groups comparable. Groups to which the
+        criterion does not apply are in `unscored`, with the reason.
 
     Raises:
         DataError: no data, batches that are not pairs, or a loss of another shape.
+        DerivativeError: the criterion needs a second derivative that cannot be had.
         NotFiniteError: the loss or a score is NaN or infinite.
+        UnscoredError: the criterion applies to no group.
         ConfigError: an unknown criterion.
 
     >>> import torch, secateurs as sc
@@ -113,70 +134,194 @@ def score(
     (8,)
     """
     found = find_criterion(criterion)
-    infos = group_infos(model, graph, seed)
-    states = {name: found.init(info) for name, info in infos.items()}
-    examples, assumed = 0, ""
+    if LOSS & found.needs:
+        check_loss(loss, objective)
+    places, unscored = _places(graph, found)
+    infos = {n: i for n, i in group_infos(model, graph, seed).items() if n not in unscored}
+    watched = Watched(model, graph, found.needs)
+    source: Iterator[Any] = itertools.islice(() if data is None else data, batches)
+    if "sample" in found.needs:
+        if calibration is None:
+            calibration, source = _first(source)
+        samples = _samples(watched, model, calibration, share)
+        infos = {n: dataclasses.replace(i, sample=samples[n]) for n, i in infos.items()}
+    states = _start(found, infos, unscored)
+    run = _Run(model, graph, watched, found, loss, objective, states, seed)
     if found.needs:
-        states, examples, assumed = _run(
-            model, graph, data, loss, objective, found, states, batches
-        )
+        if data is None:
+            raise DataError(f"criterion {found.name!r} needs data; pass batches of it")
+        run.over(source)
     if share is not None:
         first, *others = share(states)
         states = {n: functools.reduce(found.merge, (o[n] for o in others), first[n]) for n in first}
-    values = {}
-    for name, state in states.items():
-        array = found.score(state).detach().double().cpu().numpy()
-        if array.shape != (infos[name].size,):
+    values = {name: _checked(found, infos[name], found.score(s)) for name, s in states.items()}
+    error = {}
+    if isinstance(found, Estimate) and found.probes:
+        error = {name: _checked(found, infos[name], found.error(s)) for name, s in states.items()}
+    places = {name: place for name, place in places.items() if name in values}
+    return Scores(values, found.name, run.examples, run.assumed, unscored, places, error)
+
+
+def _places(graph: Graph, criterion: Criterion) -> tuple[dict[str, str], dict[str, str]]:
+    """Where each group's activation is read, and which groups have no such place."""
+    if "activation" not in criterion.needs:
+        return {}, {}
+    found = sites(graph)
+    why = "its units are seen together at no one place, so that it has no activation"
+    return (
+        {name: site.name for name, site in found.items()},
+        {group.name: why for group in graph.groups if group.name not in found},
+    )
+
+
+def _start(
+    criterion: Criterion, infos: dict[str, GroupInfo], unscored: dict[str, str]
+) -> dict[str, Any]:
+    """The states before any data; groups that cannot be scored join the others."""
+    states = {}
+    for name, info in infos.items():
+        try:
+            states[name] = criterion.init(info)
+        except UnscoredError as why:
+            unscored[name] = str(why)
+    if unscored and not states:
+        name, reason = next(iter(unscored.items()))
+        raise UnscoredError(
+            f"criterion {criterion.name!r} applies to no group of this network: {name}: {reason}"
+        )
+    return states
+
+
+def _checked(criterion: Criterion, info: GroupInfo, values: Tensor) -> Array:
+    array = values.detach().double().cpu().numpy()
+    if array.shape != (info.size,):
+        raise DataError(
+            f"criterion {criterion.name!r} gave {array.shape} scores for the "
+            f"{info.size} units of group {info.name!r}"
+        )
+    if not np.isfinite(array).all():
+        raise NotFiniteError(f"criterion {criterion.name!r} gave scores that are not finite")
+    return array
+
+
+def _first(source: Iterator[Any]) -> tuple[Any, Iterator[Any]]:
+    """The first batch, and all of them again."""
+    for batch in source:
+        return batch, itertools.chain([batch], source)
+    raise _empty()
+
+
+def _empty() -> DataError:
+    return DataError("the data is empty: no batch was given to score with")
+
+
+def _samples(
+    watched: Watched, model: nn.Module, batch: Any, share: Share | None
+) -> dict[str, Tensor]:
+    """The spatial means of one batch, of all workers, (examples, units)."""
+    seen = watched.seen = Seen()
+    with evaluating(model), torch.no_grad():
+        _call(watched, to_device(batch, _device(model)))
+    own = {name: maps.mean(2).cpu() for name, maps in seen.activation.items()}
+    workers = [own] if share is None else share(own)
+    return {name: torch.cat([worker[name] for worker in workers]) for name in own}
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(iter(model.parameters()), torch.zeros(0)).device
+
+
+@dataclass
+class _Run:
+    """One pass over the data, which brings the states forward."""
+
+    model: nn.Module
+    graph: Graph
+    watched: Watched
+    criterion: Criterion
+    loss: Loss | None
+    objective: Objective | None
+    states: dict[str, Any]
+    seed: int
+    examples: int = 0
+    assumed: str = ""
+
+    def over(self, data: Iterable[Any]) -> None:
+        """See every batch."""
+        device = _device(self.model)
+        draw = torch.Generator().manual_seed(self.seed)
+        gradients = bool(LOSS & self.criterion.needs)
+        with evaluating(self.model), torch.set_grad_enabled(gradients):
+            for batch in data:
+                batch = to_device(batch, device)
+                seen = self._see(batch, draw)
+                self.examples += seen.examples
+                for group in self.graph.groups:
+                    if group.name in self.states:
+                        shown = self._shown(seen, group, batch)
+                        state = self.states[group.name]
+                        self.states[group.name] = self.criterion.update(state, shown)
+        if not self.examples:
+            raise _empty()
+
+    def _see(self, batch: Any, draw: torch.Generator) -> Seen:
+        """Replay one batch, and take the derivatives that are asked for."""
+        needs = self.criterion.needs
+        seen = self.watched.seen = Seen()
+        if not LOSS & needs:
+            _call(self.watched, batch)
+            return seen
+        value = loss_of(self.watched, batch, self.loss, self.objective)
+        _check_called(seen)
+        total, self.assumed = _total(value, seen.examples)
+        if "gauss_newton" in needs:
+            self._gauss_newton(seen, batch, draw)
+        if SECOND & needs:
+            if {"hessian", "gradient", "mean_gradient"} & needs:
+                take_derivatives(total, seen, second="hessian" in needs)
+        elif seen.leaves:
+            total.backward(inputs=seen.leaves)
+        return seen
+
+    def _gauss_newton(self, seen: Seen, batch: Any, draw: torch.Generator) -> None:
+        loss = self.loss
+        if loss is None:
             raise DataError(
-                f"criterion {found.name!r} gave {array.shape} scores for the "
-                f"{infos[name].size} units of group {name!r}"
+                f"criterion {self.criterion.name!r} needs loss(output, target): an objective does "
+                "not tell the network from the loss"
             )
-        if not np.isfinite(array).all():
-            raise NotFiniteError(f"criterion {found.name!r} gave scores that are not finite")
-        values[name] = array
-    return Scores(values, found.name, examples, assumed)
+        probes = self.criterion.probes if isinstance(self.criterion, Estimate) else 0
+        take_gauss_newton(
+            lambda output: _total(loss(output, batch[1]), seen.examples)[0], seen, probes, draw
+        )
+
+    def _shown(self, seen: Seen, group: Group, batch: Any) -> GroupBatch:
+        """What one batch shows of a group."""
+        needs = self.criterion.needs
+        shown: dict[str, Tensor] = {}
+        for name in ("gradient", "mean_gradient", "hessian", "gauss_newton", "activation"):
+            if name in needs:
+                found: Tensor | None = getattr(seen, name).get(group.name)
+                shown[name] = _zeros(seen, group, name) if found is None else found.detach()
+        if "target" in needs:
+            shown["target"] = _target(self.criterion, batch)
+        return GroupBatch(**shown)
 
 
-def _run(
-    model: nn.Module,
-    graph: Graph,
-    data: Iterable[Any] | None,
-    loss: Loss | None,
-    objective: Objective | None,
-    criterion: Criterion,
-    states: dict[str, Any],
-    batches: int | None,
-) -> tuple[dict[str, Any], int, str]:
-    if data is None:
-        raise DataError(f"criterion {criterion.name!r} needs data; pass batches of it")
-    gradients = "gradient" in criterion.needs
-    if gradients:
-        check_loss(loss, objective)
-    own = next(iter(model.parameters()), torch.zeros(0))
-    watched = Watched(model, graph, criterion.needs)
-    examples, assumed = 0, ""
-    with evaluating(model), torch.set_grad_enabled(gradients):
-        for batch in itertools.islice(data, batches):
-            seen = watched.seen = Seen()
-            batch = to_device(batch, own.device)
-            if gradients:
-                value = loss_of(watched, batch, loss, objective)
-                _check_called(seen)
-                total, assumed = _total(value, seen.examples)
-                if seen.leaves:
-                    total.backward(inputs=seen.leaves)
-            else:
-                _call(watched, batch)
-            examples += seen.examples
-            for group in graph.groups:
-                shown = GroupBatch(
-                    _rows(seen, seen.gradient, group),
-                    _rows(seen, seen.activation, group) / max(seen.calls, 1),
-                )
-                states[group.name] = criterion.update(states[group.name], shown)
-    if not examples:
-        raise DataError("the data is empty: no batch was given to score with")
-    return states, examples, assumed
+def _zeros(seen: Seen, group: Group, name: str) -> Tensor:
+    """What is shown of a group on which the loss does not depend."""
+    shape = (seen.examples, group.size)
+    return torch.zeros(shape if name.endswith(("gradient", "hessian")) else (*shape, 1))
+
+
+def _target(criterion: Criterion, batch: Any) -> Tensor:
+    """The second of a pair."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor):
+        return batch[1]
+    raise DataError(
+        f"criterion {criterion.name!r} needs batches that are pairs (input, target), with a tensor "
+        "as the target"
+    )
 
 
 def _call(model: Watched, batch: Any) -> None:
@@ -193,12 +338,6 @@ def _check_called(seen: Seen) -> None:
         )
 
 
-def _rows(seen: Seen, shown: dict[str, Tensor], group: Group) -> Tensor:
-    """(examples, units); zeros where the loss does not depend on the group."""
-    rows = shown.get(group.name)
-    return torch.zeros(seen.examples, group.size) if rows is None else rows.detach()
-
-
 def _total(value: Any, examples: int) -> tuple[Tensor, str]:
     """The sum over examples of a loss, and how it was read."""
     if not isinstance(value, Tensor):
@@ -213,41 +352,3 @@ def _total(value: Any, examples: int) -> tuple[Tensor, str]:
         f"the loss has shape {tuple(value.shape)}: return one value per example, ({examples},), "
         "or the scalar mean over examples"
     )
-
-
-def group_infos(model: nn.Module, graph: Graph, seed: int = 0) -> dict[str, GroupInfo]:
-    """What a criterion may know of each group before any data."""
-    tensors = model_tensors(model)
-    out = {}
-    for number, group in enumerate(graph.groups):
-        weights = []
-        for member in group.writes or group.axes:
-            axis = _member_axis(graph, member.tensor, member.dim)
-            indices, units = graph.axis_incidence(axis)
-            mine = graph.group_of[units] == number
-            lines = _lines(tensors[member.tensor].detach(), member.dim, len(indices_of(axis)))
-            local = graph.index_of[units[mine]]
-            order = np.argsort(local, kind="stable")
-            if len(np.unique(local)) == group.size:
-                rows = lines[torch.from_numpy(indices[mine][order]).to(lines.device)]
-                weights.append(rows.reshape(group.size, -1))
-        out[group.name] = GroupInfo(group.name, group.size, tuple(weights), seed)
-    return out
-
-
-def _member_axis(graph: Graph, tensor: str, dim: int) -> Any:
-    return graph.analysis.tensor_axes(tensor, graph.program.tensors[tensor])[dim]
-
-
-def indices_of(axis: Any) -> range:
-    """The indices of an axis."""
-    return range(int(np.prod([leaf.size for leaf in leaves(axis)])))
-
-
-def _lines(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """(size, elements): what each index of an axis holds; per block for a grouped kernel."""
-    if tensor.shape[dim] == size:
-        return tensor.movedim(dim, 0).reshape(size, -1)
-    blocks = size // tensor.shape[dim]
-    runs = tensor.unflatten(0, (blocks, -1)).movedim(dim + 1, 1)
-    return runs.reshape(size, -1)

@@ -2,100 +2,34 @@
 
 The gate of a unit sits on the operand that each reader reads; its derivative is the sum of
 ∂C/∂z · z over the unit's positions there, which costs one product and one sum and no second graph.
+Second derivatives need gates that are tensors: they are put there where these are asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .errors import DataError, TraceError
+from .errors import DataError, DerivativeError, TraceError
 from .gates import trace
 from .groups import Graph
+from .sites import Family, Site, families, sites
 from .trace.analyse import Read
-from .trace.labels import leaves
-from .trace.program import Intercept
+from .trace.program import Instead, Intercept, Node
 from .trace.record import input_tensors, model_tensors
 
-
-@dataclass(frozen=True)
-class Family:
-    """The units of one group along one factor of a read's axis, as seen in the operand."""
-
-    group: str
-    size: int
-    summed: tuple[int, ...]
-    shape: tuple[int, ...]
-    batch: int | None
-    flip: bool
-    positions: Tensor | None
-    units: Tensor
-    per_unit: Tensor
-    shared: bool
-
-    def collect(self, product: Tensor) -> Tensor:
-        """(examples, units): the mean over positions of an operand-shaped tensor."""
-        rows = product.reshape(self.shape)
-        if self.summed:
-            rows = rows.sum(self.summed)
-        if self.batch is None:
-            rows = rows[None]
-        elif self.flip:
-            rows = rows.T
-        if self.positions is not None:
-            units = self.units.to(rows.device)
-            picked = rows[:, self.positions.to(rows.device)]
-            rows = rows.new_zeros(len(rows), self.size).index_add_(1, units, picked)
-        return rows / self.per_unit.to(rows)
-
-
-def _families(graph: Graph, read: Read) -> list[Family]:
-    """How to see each group's units in the operand of a read."""
-    axes = graph.analysis.axes[read.value]
-    parts = [(d, leaf) for d, axis in enumerate(axes) for leaf in leaves(axis)]
-    shape = tuple(leaf.size for _, leaf in parts)
-    batch = next((i for i, (_, leaf) in enumerate(parts) if leaf.batch), None)
-    examples = shape[batch] if batch is not None else 1
-    out = []
-    for i, (d, leaf) in enumerate(parts):
-        if d != read.dim or i == batch:
-            continue
-        positions, units = graph.incidence(leaf)
-        for number in np.unique(graph.group_of[units]).tolist():
-            group = graph.groups[number]
-            mine = graph.group_of[units] == number
-            where, which = positions[mine], graph.index_of[units[mine]]
-            straight = (
-                len(where) == group.size == leaf.size
-                and ((where == np.arange(leaf.size)) & (which == where)).all()
-            )
-            count = np.maximum(np.bincount(which, minlength=group.size), 1)
-            out.append(
-                Family(
-                    group.name,
-                    group.size,
-                    tuple(j for j in range(len(parts)) if j not in (i, batch)),
-                    shape,
-                    batch,
-                    batch is not None and batch > i,
-                    None if straight else torch.from_numpy(where),
-                    torch.from_numpy(which),
-                    torch.from_numpy(count * (np.prod(shape) / (examples * leaf.size))),
-                    not graph.program.values[read.value].live,
-                )
-            )
-    return out
+SECOND = frozenset({"hessian", "gauss_newton"})
 
 
 class _Shape:
     """One recording for one input shape, ready to be observed."""
 
-    def __init__(self, model: nn.Module, example_inputs: Any, names: dict[str, int]):
+    def __init__(self, model: nn.Module, example_inputs: Any, names: dict[str, int], look: bool):
         self.graph = trace(model, example_inputs)
         sizes = {group.name: group.size for group in self.graph.groups}
         if sizes != names:
@@ -103,48 +37,80 @@ class _Shape:
                 "the network has other groups for this input shape than for the traced one; "
                 "score with inputs like the example inputs"
             )
-        self.reads: list[tuple[Read, list[Family], list[Family]]] = []
-        seen: set[str] = set()
-        for read in self.graph.analysis.reads:
-            families = _families(self.graph, read)
-            first = [family for family in families if family.group not in seen]
-            seen.update(family.group for family in families)
-            if families:
-                self.reads.append((read, families, first))
+        found = [(r, families(self.graph, r.value, r.dim)) for r in self.graph.analysis.reads]
+        self.reads: list[tuple[Read, list[Family]]] = [(r, own) for r, own in found if own]
+        nodes = self.graph.program.nodes
+        self.mutable = any(node.op._schema.is_mutable for node in nodes)
+        self.sites: dict[int, list[Site]] = {}
+        for site in sites(self.graph).values() if look else ():
+            self.sites.setdefault(site.position, []).append(site)
 
 
 @dataclass
 class Seen:
-    """What the replays of one batch have shown so far: group -> (examples, units)."""
+    """What the replays of one batch have shown so far, by group.
+
+    Attributes:
+        gradient, mean_gradient, hessian: (examples, units), see `GroupBatch`.
+        gauss_newton: (examples, units, draws).
+        activation: (examples, units, positions).
+        gates: the gates that were put in, (examples, units), with the place of each.
+        output: what the model gave last.
+        leaves: what the gradient must reach.
+    """
 
     gradient: dict[str, Tensor] = field(default_factory=dict)
+    mean_gradient: dict[str, Tensor] = field(default_factory=dict)
+    hessian: dict[str, Tensor] = field(default_factory=dict)
+    gauss_newton: dict[str, Tensor] = field(default_factory=dict)
     activation: dict[str, Tensor] = field(default_factory=dict)
+    gates: list[tuple[Family, Tensor]] = field(default_factory=list)
+    leaves: list[Tensor] = field(default_factory=list)
+    output: Any = None
     examples: int = 0
     calls: int = 0
-    leaves: list[Tensor] = field(default_factory=list)
 
-    def add(self, into: dict[str, Tensor], family: Family, rows: Tensor) -> None:
-        """Add what one read shows of a family, (examples, units)."""
+    def add_gradient(self, family: Family, rows: Tensor) -> None:
+        """Add the derivatives by the gates of a family at one read, (examples, units)."""
         if len(rows) != self.examples:
             if not family.shared:
-                raise DataError(
-                    f"the examples of a batch cannot be told apart where group {family.group!r} is "
-                    "read: the model mixes them before it; score with batches of one example"
-                )
+                raise _mixed(family.group)
             rows = rows.expand(self.examples, -1) / self.examples
-        known = into.get(family.group)
-        into[family.group] = rows if known is None else known + rows
+        _add(self.gradient, family.group, rows)
+        _add(self.mean_gradient, family.group, rows / family.per_unit.to(rows))
+
+    def add_activation(self, group: str, maps: Tensor) -> None:
+        """Add what is seen at the group's site, (examples, units, positions)."""
+        if len(maps) != self.examples:
+            raise _mixed(group)
+        known = self.activation.get(group)
+        self.activation[group] = maps if known is None else torch.cat([known, maps], 2)
+
+
+def _add(into: dict[str, Tensor], group: str, rows: Tensor) -> None:
+    known = into.get(group)
+    into[group] = rows if known is None else known + rows
+
+
+def _mixed(group: str) -> DataError:
+    return DataError(
+        f"the examples of a batch cannot be told apart where group {group!r} is read: the model "
+        "mixes them before it; score with batches of one example"
+    )
 
 
 class Watched:
     """A stand-in for the model that replays its recording and watches what is read.
 
     Args:
-        needs: what to watch, of 'gradient' and 'activation'.
+        needs: what to watch, of the fields of `GroupBatch`.
     """
 
     def __init__(self, model: nn.Module, graph: Graph, needs: frozenset[str]):
-        self._model, self._needs = model, needs
+        self._model = model
+        self._activation = "activation" in needs
+        self._second = bool(SECOND & needs)
+        self._first = bool({"gradient", "mean_gradient"} & needs) and not self._second
         self._tensors = {name: t.detach() for name, t in model_tensors(model).items()}
         self._names = {group.name: group.size for group in graph.groups}
         self._shapes: dict[Any, _Shape] = {}
@@ -162,46 +128,74 @@ class Watched:
         told = [(t.shape, t.dtype) if isinstance(t, Tensor) else repr(t) for t in leaves]
         key = (str(spec), *told)  # a recording bakes in all that is no tensor
         if key not in self._shapes:
-            self._shapes[key] = _Shape(self._model, call, self._names)
+            self._shapes[key] = _Shape(self._model, call, self._names, self._activation)
         shape = self._shapes[key]
         self.seen.examples = len(inputs[0])
         self.seen.calls += 1
-        return shape.graph.program.replay(self._tensors, inputs, self._intercepts(shape))
+        self.seen.output = shape.graph.program.replay(
+            self._tensors, inputs, self._intercepts(shape), self._lookouts(shape)
+        )
+        return self.seen.output
 
+    # ------------------------------------------------------------------ activations
+    def _lookouts(self, shape: _Shape) -> dict[int, Instead]:
+        if not self._activation:
+            return {}
+        nodes = shape.graph.program.nodes
+        return {p: self._look(nodes[p], own, shape.mutable) for p, own in shape.sites.items()}
+
+    def _look(self, node: Node, own: list[Site], mutable: bool) -> Instead:
+        """Run a node, and keep what it reads or gives at the sites of some groups."""
+
+        def keep(tensor: Tensor, site: Site) -> None:
+            maps = site.family.map(tensor.detach())
+            # an operation in place may write over what is only seen
+            self.seen.add_activation(site.group, maps.clone() if mutable else maps)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            for site in own:
+                if site.arg is not None:
+                    keep(args[site.arg], site)
+            result = node.op(*args, **kwargs)
+            for site in own:
+                if site.arg is None:
+                    keep(result[site.output] if node.multiple else result, site)
+            return result
+
+        return run
+
+    # ------------------------------------------------------------------ gates
     def _intercepts(self, shape: _Shape) -> dict[int, Intercept]:
         out: dict[int, Intercept] = {}
-        for read, families, first in shape.reads:
-            out[read.position] = self._watch(read, families, first, out.get(read.position))
+        if self._first or self._second:
+            gate = self._put_gates if self._second else self._hook
+            for read, own in shape.reads:
+                out[read.position] = _at(read, own, gate, out.get(read.position))
         return out
 
-    def _watch(
-        self,
-        read: Read,
-        families: list[Family],
-        first: list[Family],
-        before: Intercept | None,
-    ) -> Intercept:
-        def intercept(args: list[Any]) -> list[Any]:
-            args = before(args) if before is not None else args
-            x: Tensor = args[read.arg]
-            if "activation" in self._needs:
-                for family in first:
-                    rows = family.collect(x.detach())
-                    self.seen.add(self.seen.activation, family, rows)
-            if "gradient" in self._needs:
-                args[read.arg] = self._gate(x, families)
-            return args
+    def _put_gates(self, x: Tensor, own: list[Family]) -> Tensor:
+        """The operand times gates of one, each a leaf of the graph."""
+        for family in own:
+            if family.batch is None and self.seen.examples > 1:
+                if not family.shared:
+                    raise _mixed(family.group)
+                raise DerivativeError(
+                    f"group {family.group!r} is read where the examples share one value; its "
+                    "second derivatives per example need batches of one example"
+                )
+            gate = x.new_ones(self.seen.examples, family.size).requires_grad_()
+            self.seen.gates.append((family, gate))
+            x = family.gated(x, gate)
+        return x
 
-        return intercept
-
-    def _gate(self, x: Tensor, families: list[Family]) -> Tensor:
+    def _hook(self, x: Tensor, own: list[Family]) -> Tensor:
         """The operand under another name, whose gradient is that of this reader alone."""
         value = x.detach()
 
         def collect(gradient: Tensor) -> None:
             product = gradient * value
-            for family in families:
-                self.seen.add(self.seen.gradient, family, family.collect(product))
+            for family in own:
+                self.seen.add_gradient(family, family.collect(product))
 
         if x.requires_grad:
             x = x.view_as(x)
@@ -211,6 +205,20 @@ class Watched:
             self.seen.leaves.append(x)
         x.register_hook(collect)
         return x
+
+
+def _at(
+    read: Read,
+    own: list[Family],
+    gate: Callable[[Tensor, list[Family]], Tensor],
+    before: Intercept | None,
+) -> Intercept:
+    def intercept(args: list[Any]) -> list[Any]:
+        args = before(args) if before is not None else args
+        args[read.arg] = gate(args[read.arg], own)
+        return args
+
+    return intercept
 
 
 def _forget_gradient(tensor: Tensor) -> None:

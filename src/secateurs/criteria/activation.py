@@ -6,35 +6,41 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import GroupBatch, GroupInfo, Mean
+from .base import Averaged, GroupBatch
 
 
 @dataclass(frozen=True)
-class Activation:
-    """Θ(z) = mean over examples and positions of what the first reader of the unit reads.
+class Activation(Averaged):
+    """Θ(z) = mean over examples and positions of the unit's activation.
+
+    It is read at the output of the last nonlinearity before the first reader: `Scores.sites`.
+
+    Args:
+        absolute: the mean of |z| instead.
 
     Source: Molchanov et al. (2016), section 2.2, 'Activation'.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1))
     >>> with torch.no_grad():
-    ...     _ = net[0].weight.copy_(torch.tensor([[1.0], [3.0]]))
+    ...     _ = net[0].weight.copy_(torch.tensor([[1.0], [-3.0]]))
     >>> x = torch.tensor([[1.0], [2.0]])
     >>> sc.score(net, sc.trace(net, x), [x], criterion="activation")["0"].tolist()
+    [1.5, -4.5]
+    >>> sc.score(net, sc.trace(net, x), [x], criterion="activation-abs")["0"].tolist()
     [1.5, 4.5]
     """
 
-    name: str = "activation"
-    needs: frozenset[str] = frozenset({"activation"})
+    absolute: bool = False
 
-    def init(self, group: GroupInfo) -> Mean:
-        return Mean.zero(group)
+    @property
+    def name(self) -> str:
+        return "activation-abs" if self.absolute else "activation"
 
-    def update(self, state: Mean, batch: GroupBatch) -> Mean:
-        return state.add(batch.activation)
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"activation"})
 
-    def merge(self, a: Mean, b: Mean) -> Mean:
-        return a.merge(b)
-
-    def score(self, state: Mean) -> Tensor:
-        return state.value
+    def each(self, batch: GroupBatch) -> Tensor:
+        maps = batch.activation.abs() if self.absolute else batch.activation
+        return maps.mean(2)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import GroupBatch, GroupInfo
+from .base import Fixed, GroupInfo
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(Fixed):
     """Θ uniform in [0, 1), fixed by the seed and the group's name; the same on every machine.
 
     >>> import torch, secateurs as sc
@@ -23,20 +23,12 @@ class Random:
     False
     """
 
-    name: str = "random"
-    needs: frozenset[str] = frozenset()
+    @property
+    def name(self) -> str:
+        return "random"
 
     def init(self, group: GroupInfo) -> Tensor:
         seed = zlib.crc32(f"{group.seed}/{group.name}".encode())
         return torch.rand(
             group.size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
         )
-
-    def update(self, state: Tensor, batch: GroupBatch) -> Tensor:
-        return state
-
-    def merge(self, a: Tensor, b: Tensor) -> Tensor:
-        return a
-
-    def score(self, state: Tensor) -> Tensor:
-        return state

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import GroupBatch, GroupInfo, Mean
+from .base import Averaged, GroupBatch
 
 
 @dataclass(frozen=True)
-class Taylor:
+class Taylor(Averaged):
     """`Θ(z) = mean over examples of |(1/M) Σ_m ∂C/∂z_m · z_m|`.
 
     The mean runs over the M positions of a unit within one example; the contributions of several
     readers are summed within the example; the absolute value is taken per example, then averaged.
+
+    Args:
+        gate: sum over the positions instead, without 1/M: `mean |∂C/∂g|`, g the unit's gate.
 
     Source: Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient
     Inference (2016), equations 7 and 8.
@@ -29,17 +32,15 @@ class Taylor:
     0.0
     """
 
-    name: str = "taylor"
-    needs: frozenset[str] = frozenset({"gradient"})
+    gate: bool = False
 
-    def init(self, group: GroupInfo) -> Mean:
-        return Mean.zero(group)
+    @property
+    def name(self) -> str:
+        return "taylor-gate" if self.gate else "taylor"
 
-    def update(self, state: Mean, batch: GroupBatch) -> Mean:
-        return state.add(batch.gradient.abs())
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"gradient" if self.gate else "mean_gradient"})
 
-    def merge(self, a: Mean, b: Mean) -> Mean:
-        return a.merge(b)
-
-    def score(self, state: Mean) -> Tensor:
-        return state.value
+    def each(self, batch: GroupBatch) -> Tensor:
+        return (batch.gradient if self.gate else batch.mean_gradient).abs()

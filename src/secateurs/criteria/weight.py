@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from .base import GroupBatch, GroupInfo
+from .base import Fixed, GroupInfo, Side, pooled, suffix
 
 
 @dataclass(frozen=True)
-class Weight:
-    """`Θ(w) = (1/|w|) Σ w²` over the weights that write a unit, all writers pooled.
+class Weight(Fixed):
+    """`Θ(w) = (1/|w|) Σ w²` over the weights w of a unit, pooled over all tensors.
+
+    Args:
+        side: the weights that write the unit, or those that read it: 'writes' or 'reads'.
 
     Source: Molchanov et al. (2016), section 2.2, 'Minimum weight'.
 
@@ -24,17 +26,11 @@ class Weight:
     [1.0, 4.0, 0.0]
     """
 
-    name: str = "weight"
-    needs: frozenset[str] = frozenset()
+    side: Side = "writes"
+
+    @property
+    def name(self) -> str:
+        return "weight" + suffix(self.side)
 
     def init(self, group: GroupInfo) -> Tensor:
-        return torch.cat([w.double() for w in group.weights], dim=1).square().mean(1)
-
-    def update(self, state: Tensor, batch: GroupBatch) -> Tensor:
-        return state
-
-    def merge(self, a: Tensor, b: Tensor) -> Tensor:
-        return a
-
-    def score(self, state: Tensor) -> Tensor:
-        return state
+        return pooled(group, self.side).square().mean(1)

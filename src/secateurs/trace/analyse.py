@@ -8,7 +8,7 @@ from torch import nn
 
 from . import rules
 from .labels import Axis, Factor, Labels, find, fresh_axis, frozen_axis, leaves
-from .program import Node, Program
+from .program import Node, Program, Ref
 from .record import record
 
 
@@ -38,6 +38,7 @@ class Analysis:
         axes: value id -> one axis per dimension.
         reads: every linear read of a live tensor along an axis, in order.
         roles: (tensor path, dim) -> 'writes' or 'reads'; what is in neither is carried along.
+        scales: paths of the tensors that a normalisation multiplies its output by.
         kinds: (tensor path, dim) -> what a unit written there is called.
         blocked: tensor path -> the per-block labels of its dimension 1.
         order: tensor path -> position of the first node that uses it.
@@ -50,6 +51,7 @@ class Analysis:
         self.axes: dict[int, list[Axis]] = {}
         self.reads: list[Read] = []
         self.roles: dict[tuple[str, int], str] = {}
+        self.scales: set[str] = set()
         self.kinds: dict[tuple[str, int], str] = {}
         self.blocked: dict[str, Blocked] = {}
         self.order: dict[str, int] = {}
@@ -145,6 +147,11 @@ class Analysis:
     def reads_weight(self, ident: int, axis: Axis) -> None:
         """A contracted axis of a weight: it reads these units."""
         self._note(ident, axis, "reads", "")
+
+    def scales_by(self, scale: object) -> None:
+        """A normalisation multiplies what it gives by this operand, if it has one."""
+        if isinstance(scale, Ref):
+            self.scales.update(self._origins.get(scale.id, ()))
 
     def _note(self, ident: int, axis: Axis, role: str, kind: str) -> None:
         wanted = {id(leaf) for leaf in leaves(axis)}

@@ -37,6 +37,22 @@ _ALSO_POINTWISE = frozenset(
 )
 
 
+# Of those with one live operand, the output is linear in it.
+_LINEAR = frozenset(
+    "alias clone contiguous detach _to_copy to copy lift_fresh lift_fresh_copy lift bernoulli "
+    "dropout feature_dropout alpha_dropout _fused_dropout add sub rsub neg mul div".split()
+)
+
+# They pass on what they are given: moved, repeated, pooled, or scaled with constants.
+_MOVES = frozenset(
+    "view _unsafe_view reshape _reshape_alias unsqueeze squeeze flatten permute transpose t "
+    "numpy_T expand cat stack slice split split_with_sizes unsafe_split unsafe_split_with_sizes "
+    "select unbind roll flip constant_pad_nd repeat unfold diagonal diagonal_copy mean sum amax "
+    "native_batch_norm cudnn_batch_norm miopen_batch_norm batch_norm _native_batch_norm_legit "
+    "_native_batch_norm_legit_no_training".split()
+)
+
+
 def rule(*names: str) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, function))
@@ -60,6 +76,19 @@ def is_pointwise(op: Any) -> bool:
 def supported(op: Any) -> bool:
     """Whether a rule of ours covers this operation."""
     return op_name(op) in RULES or is_pointwise(op)
+
+
+def is_linear(op: Any, live: list[bool]) -> bool:
+    """Whether a pointwise operation is linear in its operands, `live` where they are."""
+    name = op_name(op)
+    if name == "mul":
+        return sum(live) == 1
+    return name in _LINEAR and not (name == "div" and any(live[1:]))
+
+
+def passes_on(op: Any) -> bool:
+    """Whether an operation moves or pools its first operand and leaves its elements apart."""
+    return op_name(op) in _MOVES or RULES.get(op_name(op)) is _spatial
 
 
 def follow(analysis: Analysis, node: Node) -> list[Axes]:
@@ -403,6 +432,7 @@ def _batch_norm(analysis: Analysis, node: Node) -> list[Axes]:
     axes = analysis.axes[node.args[0].id]
     for ident in node.inputs[1:]:
         analysis.labels.unite(axes[1], analysis.axes[ident][0])
+    analysis.scales_by(node.args[1])
     training = "no_training" not in op_name(node.op) and bool(node.args[5])
     if training:
         for d, axis in enumerate(axes):
@@ -420,6 +450,7 @@ def _layer_norm(analysis: Analysis, node: Node) -> list[Axes]:
     for ident in node.inputs[1:]:
         for a, b in zip(axes[-n:], analysis.axes[ident], strict=True):
             analysis.labels.unite(a, b)
+    analysis.scales_by(node.args[2] if len(node.args) > 2 else None)
     rest = [*axes[:-n], *([()] * n)]
     return [axes, *([rest] * (len(node.outputs) - 1))]
 
@@ -434,6 +465,7 @@ def _group_norm(analysis: Analysis, node: Node) -> list[Axes]:
         analysis.statistic(axis, "group normalisation takes its statistics over it")
     for ident in node.inputs[1:]:
         analysis.labels.unite(axes[1], analysis.axes[ident][0])
+    analysis.scales_by(node.args[1])
     return [axes, *([[axes[0], outer]] * (len(node.outputs) - 1))]
 
 

@@ -1,0 +1,172 @@
+"""Second derivatives of the loss by the gates, one example at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .errors import DataError, DerivativeError
+from .watch import Seen
+
+LIMIT = 4096  # outputs per example, beyond which their Hessian is too large to hold
+
+
+def take_derivatives(total: Tensor, seen: Seen, *, second: bool) -> None:
+    """Fill in `gradient` and, with `second`, `hessian`, from the gates that were put in.
+
+    Args:
+        total: the sum over examples of the loss.
+        seen: what the replay has shown, with its gates.
+        second: also Σ_j ∂²C_n/∂g_i∂g_j, by one more backward pass through the first.
+
+    Raises:
+        DerivativeError: the loss cannot be differentiated (twice) by the gates.
+    """
+    gates = [gate for _, gate in seen.gates]
+    slopes = _grad(total, gates, create_graph=second)
+    for (family, _), slope in zip(seen.gates, slopes, strict=True):
+        seen.add_gradient(family, slope.detach())
+    if second:
+        slope = sum((slope.sum() for slope in slopes), torch.zeros(()).to(total))
+        rows = _grad(slope, gates) if slope.requires_grad else map(torch.zeros_like, gates)
+        seen.hessian = _by_group(seen, list(rows))
+
+
+def take_gauss_newton(
+    loss: Callable[[object], Tensor], seen: Seen, probes: int, draw: torch.Generator
+) -> None:
+    """Fill in `gauss_newton`: diag(Jᵀ H J) of each example, by the output that was seen.
+
+    Args:
+        loss: output -> the sum over examples of the loss.
+        seen: what the replay has shown, with its gates and its output.
+        probes: how many estimates; 0 computes it exactly.
+        draw: where the random signs come from.
+
+    Raises:
+        DerivativeError: the loss has no second derivative by the output, or there are too many
+            outputs to compute it exactly.
+        DataError: the examples cannot be told apart in the output.
+    """
+    output = _Output(seen)
+    if probes:
+        found = [_probe(loss, seen, output, draw) for _ in range(probes)]
+    else:
+        found = [_exact(loss, seen, output)]
+    groups = dict.fromkeys(family.group for family, _ in seen.gates)
+    seen.gauss_newton = {g: torch.stack([one[g] for one in found], 2) for g in groups}
+
+
+class _Output:
+    """What the model returned, as one (examples, outputs) matrix."""
+
+    def __init__(self, seen: Seen):
+        self.leaves, self.spec = pytree.tree_flatten(seen.output)
+        self.examples = seen.examples
+        self.free = [
+            i
+            for i, leaf in enumerate(self.leaves)
+            if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        ]
+        for i in self.free:
+            if self.leaves[i].dim() == 0 or len(self.leaves[i]) != seen.examples:
+                raise DataError(
+                    f"the model returns a tensor of shape {tuple(self.leaves[i].shape)} for "
+                    f"{seen.examples} examples, in which they cannot be told apart"
+                )
+        self.matrix = torch.cat([self.leaves[i].flatten(1) for i in self.free], 1)
+
+    def unflatten(self, matrix: Tensor) -> object:
+        """The matrix in the form in which the model returned it."""
+        leaves = list(self.leaves)
+        sizes = [self.leaves[i].numel() // self.examples for i in self.free]
+        for i, part in zip(self.free, matrix.split(sizes, 1), strict=True):
+            leaves[i] = part.reshape(self.leaves[i].shape)
+        return pytree.tree_unflatten(leaves, self.spec)
+
+
+def _exact(loss: Callable[[object], Tensor], seen: Seen, output: _Output) -> dict[str, Tensor]:
+    """Σ_k s_k (Jᵀq_k)² over the eigenvalues s_k and eigenvectors q_k of H."""
+    count = output.matrix.shape[1]
+    if count > LIMIT:
+        raise DerivativeError(
+            f"the network has {count} outputs per example, too many for the exact second "
+            "derivative; estimate it, as in criterion 'obd-hutchinson'"
+        )
+    point, slope = _slope(loss, output)
+    rows = [_grad(slope[:, k].sum(), [point], retain_graph=True)[0] for k in range(count)]
+    values, vectors = torch.linalg.eigh(torch.stack(rows, 1))  # (examples, outputs, …)
+    size = values.abs().amax()
+    out: dict[str, Tensor] = {}
+    for k in range(count):
+        if bool((values[:, k].abs() <= size * torch.finfo(values.dtype).eps).all()):
+            continue
+        for group, along in _pulled(seen, output, vectors[:, :, k]).items():
+            term = values[:, k, None] * along.square()
+            out[group] = out[group] + term if group in out else term
+    return out or _pulled(seen, output, torch.zeros_like(output.matrix))
+
+
+def _probe(
+    loss: Callable[[object], Tensor], seen: Seen, output: _Output, draw: torch.Generator
+) -> dict[str, Tensor]:
+    """(Jᵀr)_i (JᵀHr)_i for one vector r of random signs per example."""
+    point, slope = _slope(loss, output)
+    signs = torch.randint(2, slope.shape, generator=draw).to(slope) * 2 - 1
+    [bent] = _grad((slope * signs).sum(), [point])
+    left, right = (_pulled(seen, output, side) for side in (signs, bent))
+    return {group: left[group] * right[group] for group in left}
+
+
+def _slope(loss: Callable[[object], Tensor], output: _Output) -> tuple[Tensor, Tensor]:
+    """A point of its own at the output, and the derivative of the loss there."""
+    point = output.matrix.detach().requires_grad_()
+    [slope] = _grad(loss(output.unflatten(point)), [point], create_graph=True)
+    if not slope.requires_grad:  # linear in the output: a Hessian of zeros
+        slope = slope + 0 * point
+    return point, slope
+
+
+def _pulled(seen: Seen, output: _Output, rows: Tensor) -> dict[str, Tensor]:
+    """Group -> Jᵀ times one (examples, outputs) matrix, (examples, units)."""
+    gates = [gate for _, gate in seen.gates]
+    return _by_group(seen, _grad(output.matrix, gates, rows, retain_graph=True))
+
+
+def _by_group(seen: Seen, rows: list[Tensor]) -> dict[str, Tensor]:
+    """The derivatives by the gates of a group at all its reads, summed."""
+    out: dict[str, Tensor] = {}
+    for (family, _), own in zip(seen.gates, rows, strict=True):
+        out[family.group] = out[family.group] + own if family.group in out else own
+    return {group: own.detach() for group, own in out.items()}
+
+
+def _grad(
+    value: Tensor,
+    by: list[Tensor],
+    rows: Tensor | None = None,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> list[Tensor]:
+    if not value.requires_grad:
+        raise DerivativeError("the loss does not depend on the gates of any group")
+    try:
+        return list(
+            torch.autograd.grad(
+                value,
+                by,
+                rows,
+                create_graph=create_graph,
+                retain_graph=retain_graph,
+                materialize_grads=True,
+            )
+        )
+    except RuntimeError as error:
+        raise DerivativeError(
+            f"PyTorch cannot take this derivative ({error}); choose a criterion of first order, "
+            "such as 'taylor-squared' or 'fisher'"
+        ) from error
