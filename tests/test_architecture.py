@@ -96,7 +96,7 @@ def test_the_import_reader_sees_what_is_there() -> None:
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
     heavy = tuple(
-        "keras ray matplotlib jinja2 onnx accelerate pydantic rich typer torchvision".split()
+        "keras ray matplotlib jinja2 onnx scipy accelerate pydantic rich typer torchvision".split()
     )
     code = f"import sys, secateurs; print([m for m in {heavy!r} if m in sys.modules])"
     run = subprocess.run(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from .charts import Chart, Mark, Series
 from .record import FrozenAxis, Record, Seconds, Step
+from .words import NAMES, number, size, times
 
 Floats = npt.NDArray[np.float64]
 
 MAPS = 96  # as many heat maps are drawn; of more, nobody would look at the last
-NAMES = {"macs": "MACs", "params": "parameters", "units": "units"}
 STOPPED = {
     "budget": "the budget was met",
     "floor": "the metric reached its floor",
@@ -46,36 +47,6 @@ class Bar:
     @property
     def share(self) -> float:
         return self.after / self.before if self.before else 1.0
-
-
-@dataclass(frozen=True)
-class Series:
-    """A line: its points in order."""
-
-    name: str
-    points: list[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A value worth a rule across the chart: on the x or on the y axis."""
-
-    axis: str
-    value: float
-    name: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Lines over common axes; `falling` lets x run from high to low."""
-
-    key: str
-    title: str
-    x_label: str
-    y_label: str
-    series: list[Series]
-    marks: list[Mark] = field(default_factory=list)
-    falling: bool = False
 
 
 @dataclass(frozen=True)
@@ -203,7 +174,10 @@ def charts(record: Record) -> list[Chart]:
             "What is left after each step",
             "step",
             "kept (%)",
-            [Series(n, list(enumerate(_kept(record, m)))) for m, n in NAMES.items()],
+            [
+                Series(name, list(enumerate(_kept(record, measure))), colour=i)
+                for i, (measure, name) in enumerate(NAMES.items())
+            ],
             [
                 Mark("y", _share(record, m, target), f"budget of {NAMES[m]}")
                 for m, target in record.run.targets.items()
@@ -273,46 +247,6 @@ def places(axes: list[FrozenAxis]) -> list[str]:
     return [f"{tensor} {sorted(own)}" for tensor, own in dims.items()]
 
 
-# ---------------------------------------------------------------------- as text
-def printable(text: str) -> str:
-    """Text without control characters: a name from a file must not steer a terminal.
-
-    >>> printable("conv1\\x1b[2J")
-    'conv1�[2J'
-    """
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "�", text)
-
-
-def times(old: float, new: float) -> str:
-    """How many times smaller.
-
-    >>> times(10, 4), times(10, 0)
-    ('2.5×', '')
-    """
-    return f"{old / new:,.1f}×" if new else ""
-
-
-def number(value: float | None) -> str:
-    """A measured number, to five digits.
-
-    >>> number(0.123456), number(None)
-    ('0.12346', '–')
-    """
-    return "–" if value is None else f"{value:,.5g}"
-
-
-def size(count: int) -> str:
-    """Bytes, in decimal units.
-
-    >>> size(999), size(1_724_320)
-    ('999 B', '1.72 MB')
-    """
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count} B"
-
-
 def median(time: Seconds) -> str:
     """A latency, in milliseconds."""
     return f"{1e3 * time.median:.2f} ms"
@@ -321,22 +255,3 @@ def median(time: Seconds) -> str:
 def quartiles(time: Seconds) -> str:
     """Between which half of the measurements lay, in milliseconds."""
     return f"{1e3 * time.low:.2f}–{1e3 * time.high:.2f}"
-
-
-def when(time: str) -> str:
-    """A point in time of a record, for reading.
-
-    >>> when("2026-05-04T12:30:01+00:00")
-    '2026-05-04 12:30 UTC'
-    """
-    return f"{time[:10]} {time[11:16]} UTC"
-
-
-def count(number: int, what: str) -> str:
-    """A number of things.
-
-    >>> count(1, "axis"), count(1200, "group")
-    ('1 axis', '1,200 groups')
-    """
-    plural = {"axis": "axes"}.get(what, f"{what}s")
-    return f"{number:,} {what if number == 1 else plural}"

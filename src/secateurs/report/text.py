@@ -6,8 +6,10 @@ import numpy as np
 
 from ..tables import render
 from . import content
-from .content import Chart, HeatMap
+from .charts import Chart
+from .content import HeatMap
 from .record import Record
+from .words import printable, when
 
 SHADES = " ░▒▓█"
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -21,7 +23,7 @@ def render_text(record: Record) -> str:
     parts = [f"{run.network.name}: {content.headline(record)}", _facts(record), _bars(record)]
     parts += [_chart(chart) for chart in content.charts(record)]
     parts += [_maps(content.heat_maps(record)), _frozen(record), _origin(record)]
-    return content.printable("\n\n".join(filter(None, parts)))
+    return printable("\n\n".join(filter(None, parts)))
 
 
 def bar(share: float, width: int = 30) -> str:
@@ -62,7 +64,7 @@ def _chart(chart: Chart) -> str:
         (f"{x:.4g}", *(f"{y:.5g}" for y in ys), bar((ys[0] - low) / ((high - low) or 1)))
         for x, *ys in zip(xs, *columns, strict=True)
     ]
-    marks = "".join(f"; {mark.name}: {mark.value:.4g}%" for mark in chart.marks)
+    marks = "".join(f"; {mark.text}" for mark in chart.marks)
     names = [series.name for series in chart.series]
     return render(chart.title + marks, (chart.x_label, *names, ""), rows)
 
@@ -109,6 +111,6 @@ def _origin(record: Record) -> str:
         *run.origin.versions.items(),
         ("machine", f"{run.origin.platform}, {run.origin.device}"),
         ("command", run.origin.command or "–"),
-        ("finished", content.when(run.origin.finished)),
+        ("finished", when(run.origin.finished)),
     ]
     return render("how it was made", ("", " "), rows)
