@@ -82,10 +82,10 @@ TWINS = {
     "l1": Twin("l1", "GroupMagnitudeImportance", {"p": 1}),
     "lamp": Twin("lamp", "LAMPImportance"),
     "fpgm": Twin("fpgm", "FPGMImportance"),
-    "bn_scale": Twin("bn_scale", "BNScaleImportance", norm=True),
+    "bn-scale": Twin("bn-scale", "BNScaleImportance", norm=True),
     "obd": Twin("obd", "GroupHessianImportance", show=squared_gradients, batches=SCORE_BATCHES),
-    "activation": Twin(
-        "activation", "ActivationImportance", show=activations, batches=1, every_step=True
+    "activation-abs": Twin(
+        "activation-abs", "ActivationImportance", show=activations, batches=1, every_step=True
     ),
     "random": Twin("random", "RandomImportance"),
 }
