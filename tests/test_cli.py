@@ -328,7 +328,10 @@ def test_an_error_of_the_loop(cli: Cli, tmp_path: Path, more: list[str], says: s
     [
         (("updates = 2", "updats = 2"), "[prune] has no key 'updats'; did you mean 'updates'"),
         (("updates = 2", "updates = 'many'"), "[prune] updates: must be a valid integer"),
-        (("updates = 2", "normalize = 'l3'"), "'none', 'l1', 'l2', 'max' or 'mean', not 'l3'"),
+        (
+            ("updates = 2", "normalize = 'l3'"),
+            "'none', 'l1', 'l2', 'max', 'mean' or 'rank', not 'l3'",
+        ),
         (("macs = 0.5", "macs = 'half'"), "[budget] macs: must be a valid number"),
         (("[1, 1, 8, 8]", "[1, 1.5]"), "[model] input_shape"),
         (("[1, 1, 8, 8]", "'1,one'"), "such as 1,3,224,224"),

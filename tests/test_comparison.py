@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from tests import comparisons
 
 from secateurs.compare.comparison import Comparison
-from secateurs.compare.statistics import MOST, Draws, Estimate, correlate, kendall, spearman
+from secateurs.compare.statistics import (
+    MOST,
+    Bootstrap,
+    Draws,
+    Estimate,
+    correlate,
+    kendall,
+    spearman,
+)
 from secateurs.errors import FileError
 
 
@@ -139,7 +147,7 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
         random = np.random.default_rng(seed)
         a = random.normal(size=40)
         b = 0.6 * a + 0.8 * random.normal(size=40)
-        found = correlate("c", [{"x": a.tolist()}], {"x": b.tolist()}, draws=200, seed=seed)
+        found = correlate("c", [{"x": a.tolist()}], {"x": b.tolist()}, Bootstrap(200, seed))
         [one] = found.spearman.layers.values()
         held += one.low <= truth <= one.high
     assert 0.87 <= held / 200 <= 0.99

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from .errors import DataError, DerivativeError
 from .watch import Seen
 
+_ONCE = "torch::autograd::Error"  # what PyTorch leaves behind a function of one derivative
 LIMIT = 4096  # outputs per example, beyond which their Hessian is too large to hold
 
 
@@ -26,13 +27,20 @@ def take_derivatives(total: Tensor, seen: Seen, *, second: bool) -> None:
         DerivativeError: the loss cannot be differentiated (twice) by the gates.
     """
     gates = [gate for _, gate in seen.gates]
-    slopes = _grad(total, gates, create_graph=second)
+    slopes = _grad(_twice(total) if second else total, gates, create_graph=second)
     for (family, _), slope in zip(seen.gates, slopes, strict=True):
         seen.add_gradient(family, slope.detach())
     if second:
-        slope = sum((slope.sum() for slope in slopes), torch.zeros(()).to(total))
-        rows = _grad(slope, gates) if slope.requires_grad else map(torch.zeros_like, gates)
-        seen.hessian = _by_group(seen, list(rows))
+        whole = torch.stack([slope.sum() for slope in slopes]).sum()
+        seen.hessian = _by_group(seen, _grad(whole, gates))
+
+
+def _twice(total: Tensor) -> Tensor:
+    """The same loss, whose derivative is part of a graph even where it is constant.
+
+    Without it, PyTorch takes a function that can be differentiated once for a linear one.
+    """
+    return total * torch.ones_like(total).requires_grad_()
 
 
 def take_gauss_newton(
@@ -124,10 +132,8 @@ def _probe(
 def _slope(loss: Callable[[object], Tensor], output: _Output) -> tuple[Tensor, Tensor]:
     """A point of its own at the output, and the derivative of the loss there."""
     point = output.matrix.detach().requires_grad_()
-    [slope] = _grad(loss(output.unflatten(point)), [point], create_graph=True)
-    if not slope.requires_grad:  # linear in the output: a Hessian of zeros
-        slope = slope + 0 * point
-    return point, slope
+    total = _twice(loss(output.unflatten(point)))
+    return point, _grad(total, [point], create_graph=True)[0]
 
 
 def _pulled(seen: Seen, output: _Output, rows: Tensor) -> dict[str, Tensor]:
@@ -155,18 +161,36 @@ def _grad(
     if not value.requires_grad:
         raise DerivativeError("the loss does not depend on the gates of any group")
     try:
-        return list(
-            torch.autograd.grad(
-                value,
-                by,
-                rows,
-                create_graph=create_graph,
-                retain_graph=retain_graph,
-                materialize_grads=True,
-            )
+        found = torch.autograd.grad(
+            value,
+            by,
+            rows,
+            create_graph=create_graph,
+            retain_graph=retain_graph,
+            materialize_grads=True,
         )
     except RuntimeError as error:
-        raise DerivativeError(
-            f"PyTorch cannot take this derivative ({error}); choose a criterion of first order, "
-            "such as 'taylor-squared' or 'fisher'"
-        ) from error
+        raise _refused(str(error)) from error
+    if create_graph:
+        _check_twice(found)
+    return list(found)
+
+
+def _check_twice(slopes: Sequence[Tensor]) -> None:
+    """Refuse what can be differentiated once: PyTorch would take it for linear."""
+    todo = [slope.grad_fn for slope in slopes if slope.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        if node.name() == _ONCE:
+            raise _refused("a function in the network or the loss can be differentiated only once")
+        new = {following for following, _ in node.next_functions if following is not None} - seen
+        seen |= new
+        todo += new
+
+
+def _refused(why: str) -> DerivativeError:
+    return DerivativeError(
+        f"PyTorch cannot take the second derivative: {why}; choose a criterion of first order, "
+        "such as 'taylor-squared' or 'fisher'"
+    )

@@ -58,6 +58,10 @@ class ConfigError(SecateursError, ValueError):
     """A command line or configuration value is wrong."""
 
 
+class WorkerError(SecateursError):
+    """Worker processes died again and again over the same work."""
+
+
 class MissingExtraError(SecateursError, ImportError):
     """Something was asked for that needs an optional package which is not installed."""
 

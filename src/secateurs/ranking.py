@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -18,12 +18,26 @@ from .score import Scores
 
 Array = npt.NDArray[np.float64]
 
-NORMALIZATIONS: dict[str, Callable[[Array], float]] = {
-    "none": lambda v: 1.0,
-    "l1": lambda v: float(np.abs(v).sum()),
-    "l2": lambda v: float(np.sqrt(np.square(v).sum())),
-    "max": lambda v: float(np.abs(v).max()),
-    "mean": lambda v: float(np.abs(v).mean()),
+
+def ranks(values: Array) -> Array:
+    """The place of each value among all, from 1/n for the smallest to 1; ties share the mean."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[place] / len(values)
+
+
+def _over(scale: Array) -> float:
+    """A divisor; 1 where it would be zero, since all scores are zero then."""
+    return float(scale) or 1.0
+
+
+NORMALIZATIONS: dict[str, Callable[[Array], Array]] = {
+    "none": lambda v: v,
+    "l1": lambda v: v / _over(np.abs(v).sum()),
+    "l2": lambda v: v / _over(np.sqrt(np.square(v).sum())),
+    "max": lambda v: v / _over(np.abs(v).max()),
+    "mean": lambda v: v / _over(np.abs(v).mean()),
+    "rank": ranks,
 }
 
 
@@ -103,7 +117,9 @@ def importance(
     Args:
         scores: raw scores per group.
         cost: of the same network.
-        normalize: how each group's scores are scaled; 'l2' divides by √ΣΘ².
+        normalize: how each group's scores are scaled: 'none'; 'l1', 'l2', 'max' or 'mean' divide
+            by Σ|Θ|, √ΣΘ², max |Θ|, or the mean of |Θ|, which keep the sign; 'rank' puts each
+            score's place among those of its group, over their number.
         flops_weight: λ. Θ_flops is what deleting one unit of the group saves in MACs, divided by
             the largest such saving of any group.
         cost_power: γ. c is what deleting one unit saves of `measure`, divided likewise. At ½, with
@@ -112,7 +128,8 @@ def importance(
         measure: 'macs', 'params' or 'units': what the budget is in.
 
     Returns:
-        group -> (units,) float64, to be compared over all groups; higher = keep.
+        group -> (units,) float64, to be compared over all groups; higher = keep. Groups that the
+        criterion left unscored are left out.
 
     Raises:
         ConfigError: no such normalisation.
@@ -127,8 +144,7 @@ def importance(
     flops, price = _saved(cost, "macs"), _saved(cost, measure)
     out = {}
     for name, values in scores.values.items():
-        scale = NORMALIZATIONS[normalize](values) or 1.0
-        per_cost = values / scale / price[name] ** cost_power
+        per_cost = NORMALIZATIONS[normalize](values) / price[name] ** cost_power
         out[name] = per_cost - flops_weight * flops[name]
     return out
 
@@ -143,10 +159,10 @@ def _saved(cost: Cost, measure: str) -> dict[str, float]:
 def moves(
     graph: Graph, ranked: Mapping[str, Array], limits: Limits, originals: Mapping[str, int]
 ) -> list[Move]:
-    """Everything that may go, least important first."""
+    """Everything that may go, least important first; a group that is not ranked stays whole."""
     out: list[Move] = []
     for group in graph.groups:
-        if limits.allows(group):
+        if group.name in ranked and limits.allows(group):
             out += _moves_of(group, ranked[group.name], limits, originals.get(group.name, 0))
     return sorted(out, key=lambda move: move.score)
 
@@ -188,9 +204,10 @@ def choose(
     return _by_group(candidates[:high])
 
 
-def smallest(graph: Graph, limits: Limits) -> Selection:
-    """Everything that may go, gone."""
-    flat = {group.name: np.zeros(group.size) for group in graph.groups}
+def smallest(graph: Graph, limits: Limits, scored: Container[str] | None = None) -> Selection:
+    """Everything that may go, gone; of the groups that have scores, if these are named."""
+    groups = [g for g in graph.groups if scored is None or g.name in scored]
+    flat = {group.name: np.zeros(group.size) for group in groups}
     sizes = {group.name: group.size for group in graph.groups}
     return _selection(graph, moves(graph, flat, limits, sizes))
 

@@ -108,8 +108,8 @@ def score(
         criterion: a name in `secateurs.criteria.CRITERIA`, or an object with the four functions.
         batches: use at most so many batches.
         seed: for criteria that draw numbers.
-        calibration: a batch that histogram edges are fixed from, where a criterion has such; by
-            default the first of the data. Name it to compare scores over other batches.
+        calibration: a batch that histogram edges are fixed from, where a criterion has such, the
+            same on all workers; by default the first of the data, of all workers together.
         share: with data parallel workers, each with its part of the data: this worker's states
             -> the states of all workers, which are then merged.
 
@@ -141,9 +141,12 @@ def score(
     watched = Watched(model, graph, found.needs)
     source: Iterator[Any] = itertools.islice(() if data is None else data, batches)
     if "sample" in found.needs:
+        sharing = share
         if calibration is None:
             calibration, source = _first(source)
-        samples = _samples(watched, model, calibration, share)
+        else:
+            sharing = None
+        samples = _samples(watched, model, calibration, sharing)
         infos = {n: dataclasses.replace(i, sample=samples[n]) for n, i in infos.items()}
     states = _start(found, infos, unscored)
     run = _Run(model, graph, watched, found, loss, objective, states, seed)

@@ -132,7 +132,8 @@ class PruneSection(Options):
     model_config = ConfigDict(strict=True)
 
     criterion: str = "taylor"
-    """What decides which units go: taylor, weight, activation or random."""
+    """What decides which units go: taylor, taylor-squared, fisher, obd, activation, apoz,
+    information-gain, weight, l1, l2, fpgm, lamp, bn-scale, random and more; see the guide."""
 
     @field_validator("only", "ignore", "trackers", mode="before")
     @classmethod

@@ -24,7 +24,7 @@ from .record import (
     Setting,
     Values,
 )
-from .statistics import Correlation, correlate
+from .statistics import Bootstrap, Correlation, correlate
 
 Against = Literal["abs", "loss", "metric"]
 T = TypeVar("T")
@@ -168,10 +168,11 @@ class Comparison:
         truth = self._truth(against)
         if not truth:
             return
+        bootstrap = Bootstrap()
         for name in self.criteria:
             values = [line.values for line in self.scores(name) if not line.refused]
             if values:
-                yield correlate(name, values, truth)
+                yield correlate(name, values, truth, bootstrap)
 
     def _truth(self, against: Against) -> Values:
         """The oracle as importance: higher = keep."""

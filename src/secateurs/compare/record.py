@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Values = dict[str, list[float]]
@@ -47,6 +47,8 @@ class Setting(Line):
         normalize, flops_weight, cost_power: how scores are made comparable over layers when
             pruning.
         machine: processor, threads, versions.
+        weights, data: digests of the network's weights and of the data that scores are taken over.
+        options: all of them; see `secateurs.compare.options.CompareOptions`.
     """
 
     kind: Literal["setting"] = "setting"
@@ -67,6 +69,9 @@ class Setting(Line):
     flops_weight: float
     cost_power: float
     machine: dict[str, str]
+    weights: str = ""
+    data: str = ""
+    options: dict[str, JsonValue] = {}
 
 
 class Price(Line):

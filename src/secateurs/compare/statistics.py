@@ -12,6 +12,7 @@ units as many stand for all, and the interval is narrowed by the root of their s
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 Scores = Mapping[str, Sequence[float]]
 Statistic = Callable[[Floats, Floats, Floats], Floats]
 
-MOST = 400
+MOST = 256
 DRAWS = 400
 LEVEL = 0.95
 
@@ -77,9 +78,7 @@ def correlate(
     criterion: str,
     scores: Sequence[Scores],
     oracle: Scores,
-    *,
-    draws: int = DRAWS,
-    seed: int = 0,
+    bootstrap: Bootstrap | None = None,
 ) -> Correlation:
     """Correlate the scores of a criterion with the oracle.
 
@@ -87,8 +86,7 @@ def correlate(
         criterion: its name.
         scores: for each seed, layer -> one number per unit, higher = keep.
         oracle: layer -> one number per unit, higher = keep.
-        draws: of the bootstrap.
-        seed: of the draws.
+        bootstrap: the draws; give the same to every criterion, to compare them on the same.
 
     >>> oracle = {"conv": [1.0, 2.0, 3.0, 4.0], "fc": [5.0, 6.0, 7.0, 8.0]}
     >>> found = correlate("c", [{"conv": [1, 2, 4, 3], "fc": [4, 3, 2, 1]}], oracle)
@@ -103,8 +101,9 @@ def correlate(
     skipped = {
         name: "not scored by this criterion" for name in oracle if name not in names
     } | _skipped(names, truth, runs)
+    bootstrap = bootstrap or Bootstrap()
     rho, tau = (
-        _coefficients(statistic, names, truth, runs, skipped, draws, seed)
+        _coefficients(statistic, names, truth, runs, skipped, bootstrap)
         for statistic in (spearman, kendall)
     )
     return Correlation(criterion, rho, tau, len(scores), sum(map(len, truth)), skipped)
@@ -130,17 +129,16 @@ def _coefficients(
     truth: list[Floats],
     runs: list[list[Floats]],
     skipped: dict[str, str],
-    draws: int,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> Coefficients:
     layers: dict[str, list[Floats]] = {}
     for i, name in enumerate(names):
         if name not in skipped:
-            drawn = Draws.make([len(truth[i])], draws, seed + i)
+            drawn = bootstrap.draws({name: len(truth[i])})
             layers[name] = [drawn.of(statistic, run[i], truth[i]) for run in runs]
     if not runs or not names:
         return Coefficients()
-    drawn = Draws.make([len(values) for values in truth], draws, seed)
+    drawn = bootstrap.draws({name: len(truth[i]) for i, name in enumerate(names)})
     oracle = np.concatenate(truth)
     whole = [drawn.of(statistic, np.concatenate(run), oracle) for run in runs]
     scaled = [drawn.of(statistic, np.concatenate([_l2(v) for v in run]), oracle) for run in runs]
@@ -210,6 +208,23 @@ class Draws:
         if self.narrow < 1:
             found = whole + self.narrow * (found - found[0])
         return np.concatenate([whole, np.clip(np.nan_to_num(found[1:]), -1, 1)])
+
+
+class Bootstrap:
+    """Draws made once: every criterion meets the same."""
+
+    def __init__(self, count: int = DRAWS, seed: int = 0) -> None:
+        self.count, self.seed = count, seed
+        self._made: dict[tuple[tuple[str, int], ...], Draws] = {}
+
+    def draws(self, layers: Mapping[str, int]) -> Draws:
+        """Within each of these layers, by name and size; other layers are drawn independently."""
+        key = tuple(layers.items())
+        if key not in self._made:
+            digest = hashlib.sha256(repr((self.seed, key)).encode()).digest()
+            own = int.from_bytes(digest[:8], "big")
+            self._made[key] = Draws.make(list(layers.values()), self.count, own)
+        return self._made[key]
 
 
 def spearman(a: Floats, b: Floats, counts: Floats) -> Floats:

@@ -108,7 +108,7 @@ def _indifferent(best: str, duels: Sequence[Duel], seconds: Mapping[str, float])
             f": the cheapest is {min(timed, key=lambda name: timed[name])} "
             f"({min(timed.values()):.2g} s; the dearest, {max(timed, key=lambda n: timed[n])}, "
             f"takes {max(timed.values()):.2g} s)."
-            if len(timed) > 1
+            if max(timed.values(), default=0) > 2 * min(timed.values(), default=0)
             else "."
         )
 

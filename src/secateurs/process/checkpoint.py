@@ -36,6 +36,9 @@ class _Scores(BaseModel):
     examples: Count
     assumed: str
     values: dict[str, list[float]]
+    unscored: dict[str, str] = {}
+    sites: dict[str, str] = {}
+    error: dict[str, list[float]] = {}
 
 
 class _Extra(BaseModel):

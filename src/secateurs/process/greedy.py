@@ -102,6 +102,7 @@ def prune(
         DataError: the data or the loss cannot be used.
         NotFiniteError: the loss was not finite before anything was removed.
         TraceError: the model does not run on the example inputs.
+        UnscoredError: the criterion applies to no group of the network.
         FileError: the checkpoint in `out` is broken, or of another run.
 
     Source: Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference
@@ -276,6 +277,9 @@ class _Run:
             seed=options.seed + self.step,
             share=self.trainer.share,
         )
+        if not self.step:
+            for name, reason in self.scores.unscored.items():
+                log.warning("group %r is left alone: %s", name, reason)
         ranked = importance(
             self.scores,
             cost,

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import ConfigError, nearest
 from ..ranking import Limits
 
+R = TypeVar("R", bound="Ranking")
 
-class Options(BaseModel):
-    """How `prune` works; every field has a default.
 
-    `secateurs init` writes them all out, and `secateurs prune --help` lists them.
-
-    >>> Options(step=0.1).final
-    500
-    """
+class Ranking(BaseModel):
+    """How scores become a choice: what makes groups comparable, and what may go."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-    step: Annotated[float, Field(gt=0)] = 0.05
-    """Units removed per step: below 1 a fraction of the original units, else a number."""
-    schedule: Literal["constant", "geometric"] = "constant"
-    """Whether every step removes as many units, or in proportion to those left, ever fewer."""
-    updates: Annotated[int, Field(ge=0)] = 50
-    """Weight updates after each removal."""
-    warmup: Annotated[int, Field(ge=0)] = 0
-    """Weight updates before the first removal."""
-    final: Annotated[int, Field(ge=0)] = 500
-    """Weight updates after the last removal."""
-    score_batches: Annotated[int, Field(ge=1)] = 10
-    """Batches that each ranking is made from."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Learning rate of the default optimizer, SGD with momentum 0.9."""
-    normalize: Literal["none", "l1", "l2", "max", "mean"] = "l2"
+    normalize: Literal["none", "l1", "l2", "max", "mean", "rank"] = "l2"
     """How the scores of a group are scaled before groups are compared."""
     flops_weight: Annotated[float, Field(ge=0)] = 1e-3
     """How much a unit's share of the MACs speaks for its removal."""
@@ -55,6 +38,37 @@ class Options(BaseModel):
     """The size of every pruned group stays a multiple of this many units."""
     exact_only: bool = True
     """Leave groups alone whose cut changes a statistic (such as a LayerNorm's)."""
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            self.only, self.ignore, self.min_keep, self.max_remove, self.round_to, self.exact_only
+        )
+
+
+class Options(Ranking):
+    """How `prune` works; every field has a default.
+
+    `secateurs init` writes them all out, and `secateurs prune --help` lists them.
+
+    >>> Options(step=0.1).final
+    500
+    """
+
+    step: Annotated[float, Field(gt=0)] = 0.05
+    """Units removed per step: below 1 a fraction of the original units, else a number."""
+    schedule: Literal["constant", "geometric"] = "constant"
+    """Whether every step removes as many units, or in proportion to those left, ever fewer."""
+    updates: Annotated[int, Field(ge=0)] = 50
+    """Weight updates after each removal."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Weight updates before the first removal."""
+    final: Annotated[int, Field(ge=0)] = 500
+    """Weight updates after the last removal."""
+    score_batches: Annotated[int, Field(ge=1)] = 10
+    """Batches that each ranking is made from."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of the default optimizer, SGD with momentum 0.9."""
     floor: Annotated[float | None, Field(examples=[0.9])] = None
     """Stop before the metric crosses this value, and keep the smallest network that held it."""
     accumulate: Annotated[int, Field(ge=1)] = 1
@@ -70,27 +84,35 @@ class Options(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=1 << 62)] = 0
     """Of everything that is drawn."""
 
-    @property
-    def limits(self) -> Limits:
-        return Limits(
-            self.only, self.ignore, self.min_keep, self.max_remove, self.round_to, self.exact_only
-        )
-
 
 def make_options(**values: Any) -> Options:
-    """Options from keyword arguments.
+    """The options of `prune` from keyword arguments.
+
+    Raises:
+        ConfigError: names the option, what it was given, and what is allowed.
+    """
+    return validated(Options, values)
+
+
+def validated(kind: type[R], values: Mapping[str, Any]) -> R:
+    """Options of this kind; one text where several may stand is a list of one.
 
     Raises:
         ConfigError: names the option, what it was given, and what is allowed.
     """
     for name in values:
-        if name not in Options.model_fields:
-            raise ConfigError(f"no option is called {name!r}{nearest(name, Options.model_fields)}")
-    for name in ("only", "ignore", "trackers"):
-        if isinstance(values.get(name), str):
-            values[name] = (values[name],)
+        if name not in kind.model_fields:
+            raise ConfigError(f"no option is called {name!r}{nearest(name, kind.model_fields)}")
+    given = {
+        name: (value,) if isinstance(value, str) and _several(kind, name) else value
+        for name, value in values.items()
+    }
     try:
-        return Options(**values)
+        return kind.model_validate(given)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ConfigError("; ".join(lines)) from None
+
+
+def _several(kind: type[BaseModel], name: str) -> bool:
+    return get_origin(kind.model_fields[name].annotation) is tuple

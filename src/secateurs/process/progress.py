@@ -14,7 +14,7 @@ class Meter:
     The bars are for a terminal; the lines are written to a file or a pipe too.
     """
 
-    def __init__(self, shown: bool):
+    def __init__(self, shown: bool, way: str = "to the budget"):
         self.console = Console(stderr=True, quiet=not shown)
         self.bars = Progress(
             TextColumn("{task.description:<18}"),
@@ -25,7 +25,7 @@ class Meter:
             console=self.console,
             disable=not (shown and self.console.is_terminal),
         )
-        self._way = self.bars.add_task("to the budget", total=1.0)
+        self._way = self.bars.add_task(way, total=1.0)
         self._phase = self.bars.add_task("", total=1, visible=False)
         self._told = ""
 

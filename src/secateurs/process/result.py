@@ -134,4 +134,6 @@ class PruneResult:
             ("", "before", "after", "kept"),
             rows,
         )
-        return f"{table}\n{self.proof}"
+        left = {} if self.scores is None else self.scores.unscored
+        alone = [f"left alone: {name}: {why}" for name, why in left.items()]
+        return "\n".join([table, *alone, str(self.proof)])

@@ -37,7 +37,7 @@ class Cell:
     """
 
     text: str
-    small: str = ""
+    small: tuple[str, ...] = ()
     heat: float | None = None
 
 
@@ -91,8 +91,8 @@ def _value(found: Estimate | None) -> float:
 def _estimate(found: Estimate | None) -> Cell:
     if found is None:
         return Cell(NONE)
-    spread = "" if found.spread is None else f", ± {found.spread:.2f} over seeds"
-    return Cell(rounded(found.value), f"{rounded(found.low)} to {rounded(found.high)}{spread}")
+    spread = () if found.spread is None else (f"± {found.spread:.2f} over seeds",)
+    return Cell(rounded(found.value), (f"{rounded(found.low)} to {rounded(found.high)}", *spread))
 
 
 def layer_map(comparison: Comparison) -> Table:
@@ -216,9 +216,8 @@ def _points(curve: Curve, budgets: Sequence[float]) -> Iterator[Cell]:
         if point is None:
             yield Cell(NONE)
         else:
-            seeds = count(len(point.values), "seed")
-            spread = seeds if point.spread is None else f"± {point.spread:.2g}, {seeds}"
-            yield Cell(f"{point.mean:.4g}", spread)
+            spread = () if point.spread is None else (f"± {point.spread:.2g}",)
+            yield Cell(f"{point.mean:.4g}", (*spread, count(len(point.values), "seed")))
 
 
 def duels(comparison: Comparison) -> list[str]:

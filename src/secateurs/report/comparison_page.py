@@ -134,5 +134,5 @@ def _text(table: Table) -> str:
     return "\n\n".join(parts) if table.rows else ""
 
 
-def _both(text: str, small: str) -> str:
-    return f"{text} ({small})" if small else text
+def _both(text: str, small: tuple[str, ...]) -> str:
+    return f"{text} ({', '.join(small)})" if small else text
