@@ -23,7 +23,7 @@ import secateurs as sc
 from secateurs.atomic import write_text
 from secateurs.process.stream import Stream
 
-TASK = "vgg-cifar"
+TASK, SMALL = "vgg-cifar", "alexnet-fashion"  # the second is that of the quick form
 WEIGHTS = (0.0, 1e-3, 1e-2, 3e-2, 1e-1)  # λ; the second is the default
 ROUNDS = 25
 TESTED = 2_000  # test images that each step is measured on
@@ -38,11 +38,12 @@ class Cell:
     weight: float
     seed: int
     scale: float = 1.0
+    task: str = TASK
 
 
 def run(cell: Cell) -> tuple[Cell, dict]:
     """Prune step by step with Taylor, measuring after each."""
-    task = TASKS[TASK]
+    task = TASKS[cell.task]
     train, test = task.data(False)
     held_out, model = test.part(slice(TESTED)), task.trained(cell.seed, False)
     batches = Stream(train, cell.seed + 1000)
@@ -94,7 +95,8 @@ def document(records: Sequence[dict], command: str) -> str:
     """The page, in Markdown."""
     weights = list(dict.fromkeys(record["weight"] for record in records))
     runs = {w: [r for r in records if r["weight"] == w] for w in weights}
-    task, each = TASKS[TASK], round(TASKS[TASK].each * records[0]["scale"])
+    task = TASKS[records[0]["task"]]
+    each = round(task.each * records[0]["scale"])
     macs, params = records[0]["macs"][0], records[0]["params"][0]
     return f"""# FLOPs regularisation
 
@@ -217,10 +219,10 @@ def main(
     """Run what is not yet in the results, and make the page and the picture."""
     started = time.perf_counter()
     if quick:
-        seeds, cells = 1, [Cell(weight, 0, 0.33) for weight in WEIGHTS[::2]]
+        seeds, cells = 1, [Cell(weight, 0, 0.33, SMALL) for weight in WEIGHTS[::2]]
     else:
         cells = [Cell(weight, seed) for seed in range(seeds) for weight in WEIGHTS]
-    train_bases(((TASK, cell.seed, False) for cell in cells), jobs)
+    train_bases(((cell.task, cell.seed, False) for cell in cells), jobs)
     records = run_cells(run, cells, results, jobs, _say)
     page = document(records, called("flops", quick, seeds))
     print(page, f"{time.perf_counter() - started:.0f} s", sep="\n")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import cifar
 import fashion
@@ -50,6 +51,12 @@ class Images:
             self.pixels[chosen], self.labels[chosen], self.mean, self.std, self.shift, self.flip
         )
 
+    def sample(self, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+        """Batches of images drawn without replacement, as they are."""
+        draw = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(self.labels), generator=draw)[:count]
+        return [(self.standardised(part), self.labels[part]) for part in chosen.split(2 * BATCH)]
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """An epoch of shuffled training batches; the draws are from PyTorch's generator."""
         for chosen in torch.randperm(len(self.labels)).split(BATCH):
@@ -83,14 +90,22 @@ class Images:
         return 100 * wrong / len(self.labels)
 
 
+def sgd(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """What every network here is trained and fine-tuned with."""
+    return torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def cosine(optimizer: torch.optim.Optimizer, updates: int) -> Any:
+    """The rate falls to nothing along a cosine."""
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(updates, 1))
+
+
 def fine_tune(model: nn.Module, batches: Iterable, updates: int, lr: float) -> None:
-    """SGD with momentum, its rate falling from `lr` to nothing along a cosine."""
+    """Update the weights once for each batch, at a rate that falls from `lr`."""
     device, mode = next(model.parameters()).device, model.training
     model.train()
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=5e-4
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(updates, 1))
+    optimizer = sgd(model.parameters(), lr)
+    schedule = cosine(optimizer, updates)
     for images, labels in batches:
         optimizer.zero_grad()
         F.cross_entropy(model(images.to(device)), labels.to(device)).backward()
