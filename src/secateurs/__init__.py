@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from .files.exported import Exported
@@ -16,11 +17,18 @@ from .surgery.apply import apply
 from .surgery.delete import delete_channels
 from .version import __version__ as __version__
 
+from . import compare  # isort: skip
+
+del compare  # the room is loaded, and the name is free for the verb
+
 if TYPE_CHECKING:
+    from .compare.comparison import Comparison
+    from .compare.run import compare, sensitivity
     from .process.greedy import prune
     from .process.result import PruneResult
 
 __all__ = [
+    "Comparison",
     "Exported",
     "Frozen",
     "Graph",
@@ -30,6 +38,7 @@ __all__ = [
     "PruneResult",
     "Scores",
     "apply",
+    "compare",
     "delete_channels",
     "export_onnx",
     "export_pt2",
@@ -37,19 +46,23 @@ __all__ = [
     "prune",
     "save",
     "score",
+    "sensitivity",
     "trace",
     "verify",
 ]
 
 
+# these bring Accelerate, Pydantic, Rich or SciPy along; they load when they are first used
+_LATER = {
+    "Comparison": ".compare.comparison",
+    "PruneResult": ".process.result",
+    "compare": ".compare.run",
+    "prune": ".process.greedy",
+    "sensitivity": ".compare.run",
+}
+
+
 def __getattr__(name: str) -> Any:
-    # the loop brings Accelerate, Pydantic and Rich along; they load when it is first used
-    if name == "prune":
-        from .process.greedy import prune
-
-        return prune
-    if name == "PruneResult":
-        from .process.result import PruneResult
-
-        return PruneResult
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name], __name__), name)

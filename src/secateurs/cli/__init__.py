@@ -1,4 +1,4 @@
-"""The command line: `secateurs inspect`, `init`, `prune`, `report`, `verify`, `export`."""
+"""The command line: `secateurs inspect`, `init`, `compare`, `prune`, `report` and so on."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import SecateursError
+from .compare import compare_criteria
 from .export import export_model
 from .init import init_config
 from .inspect import inspect_model
@@ -25,11 +26,13 @@ BROKEN, WRONG, UNEXPECTED, INTERRUPTED = 1, 2, 3, 130
 HELP = """
 Cut what a trained neural network does not need, and prove that the cut is clean.
 
-See what can be cut, prune to a budget, look at what came of it, check what was written, export it:
+See what can be cut, compare criteria, prune to a budget, look at what came of it, check what was
+written, export it:
 
 ```
 secateurs inspect torchvision:resnet18
 secateurs init run.toml
+secateurs compare run.toml --out runs/compared
 secateurs prune run.toml
 secateurs report runs/a
 secateurs verify runs/a
@@ -117,6 +120,7 @@ def common(
 app.command("inspect")(inspect_model)
 app.command("init")(init_config)
 app.command("prune")(prune_model)
+app.command("compare")(compare_criteria)
 app.command("report")(report_saved)
 app.command("verify")(verify_saved)
 app.command("export")(export_model)

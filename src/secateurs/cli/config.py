@@ -1,4 +1,4 @@
-"""The configuration of `secateurs prune`: a TOML file, flags, or both."""
+"""The configuration of `secateurs prune` and `secateurs compare`: a TOML file, flags, or both."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from ..atomic import read_text
+from ..compare.options import CompareOptions
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD
 from ..errors import ConfigError, nearest
 from ..process.options import Options
@@ -145,15 +146,43 @@ class PruneSection(Options):
         return self.model_dump(exclude={"criterion"})
 
 
+class CompareSection(CompareOptions):
+    """How to compare: the options of `secateurs.compare`, the criteria and where they run."""
+
+    model_config = ConfigDict(strict=True)
+
+    criteria: Annotated[tuple[str, ...], Field(examples=[["taylor", "weight"]])] = ()
+    """Which criteria are compared, by their names; all there are by default."""
+    preset: Literal["quick", "full"] = "quick"
+    """What the options below are where they are not set: quick for a first look, or full."""
+    engine: Literal["none", "processes", "ray"] = "none"
+    """Where experiments run: in this process, in several, or on a Ray cluster."""
+    jobs: Annotated[int | None, Field(ge=1, examples=[2])] = None
+    """How many experiments run at a time; by default one a processor."""
+
+    @field_validator(
+        "criteria", "budgets", "seeds", "forms", "sensitivity", "only", "ignore", mode="before"
+    )
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return _tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+    @property
+    def options(self) -> Values:
+        """What was set, to be put upon the preset."""
+        return self.model_dump(include=self.model_fields_set & set(CompareOptions.model_fields))
+
+
 class Config(Section):
-    """All that a run of `secateurs prune` needs to know."""
+    """All that a run of `secateurs prune` or `secateurs compare` needs to know."""
 
     out: Annotated[Path, Field(strict=False)]
     """Where the weights, the plan, the history and checkpoints go."""
     model: ModelSection
     data: DataSection
-    budget: BudgetSection
+    budget: BudgetSection = Field(default_factory=BudgetSection)
     prune: PruneSection = Field(default_factory=PruneSection)
+    compare: CompareSection = Field(default_factory=CompareSection)
 
 
 SECTIONS: Mapping[str, type[BaseModel]] = {
@@ -161,6 +190,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "data": DataSection,
     "budget": BudgetSection,
     "prune": PruneSection,
+    "compare": CompareSection,
 }
 
 
@@ -205,12 +235,13 @@ def _anchored(folder: Path, text: str, *, always: bool) -> str:
     return str(folder / text) if always or os.path.exists(folder / text) else text
 
 
-def make_config(file: Path | None, flags: Mapping[str, Any]) -> Config:
+def make_config(file: Path | None, flags: Mapping[str, Any], *, budget: bool = True) -> Config:
     """The configuration that a file and the flags make together; a flag wins.
 
     Args:
         file: TOML, or None.
         flags: section -> key -> value, and 'out'; what is None was not given.
+        budget: whether one must be given.
 
     Raises:
         ConfigError: names the key, what it was given, and what is allowed.
@@ -231,14 +262,14 @@ def make_config(file: Path | None, flags: Mapping[str, Any]) -> Config:
         if own:
             values[name] = own if name == "budget" else {**values.get(name, {}), **own}
             origin |= {(name, key): _flag(name, key) for key in own}
-    _complete(file, values)
+    _complete(file, values, budget)
     try:
         return Config(**values)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(e, file, origin) for e in error.errors())) from None
 
 
-def _complete(file: Path | None, values: Values) -> None:
+def _complete(file: Path | None, values: Values, budget: bool) -> None:
     """Refuse unknown keys and missing ones, by name.
 
     Raises:
@@ -258,7 +289,7 @@ def _complete(file: Path | None, values: Values) -> None:
     for name, key in (("model", "path"), ("data", "train"), ("data", "loss")):
         if key not in values.get(name, {}):
             raise ConfigError(f"{where}nothing says the {name}'s {key}: {_mend(name, key)}")
-    if not values.get("budget"):
+    if budget and not values.get("budget"):
         raise ConfigError(f"{where}nothing says the budget: give --budget macs=0.2, or [budget]")
     if "out" not in values:
         raise ConfigError(f"{where}nothing says where to write: give --out, or out = ... on top")

@@ -68,10 +68,14 @@ METAVARS = {
     "only": "PATTERN",
     "ignore": "PATTERN",
     "trackers": "NAME",
+    "criteria": "NAME",
+    "forms": "FORM",
+    "budgets": "FRACTION",
+    "sensitivity": "FRACTION",
     "mean": "N,N,N",
     "std": "N,N,N",
 }
-UNSET = {"device": "what Accelerate finds", "only": "all"}
+UNSET = {"device": "what Accelerate finds", "only": "all", "criteria": "all"}
 
 
 def with_sections(*sections: tuple[type[BaseModel], str]) -> Callable[..., Callable[..., None]]:
@@ -102,8 +106,10 @@ def _parameter(name: str, field: FieldInfo, title: str) -> inspect.Parameter:
     text = f"{' '.join((field.description or '').split())}{_default(name, field)}"
     # a choice is checked where the configuration is, with the same words
     choices = "|".join(get_args(kind)) if get_origin(kind) is Literal else None
-    if choices or get_origin(kind) is tuple:
-        kind = list[str] if several else str
+    if several:
+        kind = list[_element(kind)]  # type: ignore[misc]
+    elif choices or get_origin(kind) is tuple:
+        kind = str
     option = typer.Option(
         help=f"{text} May be repeated." if several else text,
         metavar=METAVARS.get(name, choices),
@@ -116,6 +122,13 @@ def _parameter(name: str, field: FieldInfo, title: str) -> inspect.Parameter:
         default=None,
         annotation=Annotated[kind | None, option],
     )
+
+
+def _element(kind: Any) -> type:
+    """What a tuple holds: int, float, or else str."""
+    inner = get_args(kind)[0]
+    plain = get_args(inner)[0] if get_origin(inner) is Annotated else inner
+    return plain if plain in (int, float) else str
 
 
 def _default(name: str, field: FieldInfo) -> str:

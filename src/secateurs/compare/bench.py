@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +13,12 @@ from torch.utils import _pytree as pytree
 
 from ..batches import Loss, Objective, loss_of, to_device
 from ..criteria import Criterion
-from ..errors import DataError, NotFiniteError
+from ..errors import DataError
 from ..gates import trace
 from ..groups import Graph
 from ..process.greedy import Evaluate, Finetune
 from ..process.options import Options
-from ..process.stream import Stream, own_randomness
+from ..process.stream import Stream
 from ..process.training import OptimizerFactory, SchedulerFactory, Trainer
 from ..trace.record import evaluating
 from .options import CompareOptions

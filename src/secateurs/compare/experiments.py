@@ -25,6 +25,7 @@ from .log import Trial
 from .price import Meter, total
 from .record import OracleLine, Price, PruneLine, ScoresLine, SensitivityLine, Values
 
+
 @dataclass(frozen=True)
 class Task:
     """What a worker is asked for: a trial, or one shard of it.
@@ -111,7 +112,12 @@ def merged(bench: Bench, trial: Trial, parts: Sequence[Part]) -> OracleLine | Sc
     """The line of a trial whose shards are all done."""
     price = total([part.price for part in parts])
     if trial.kind == "oracle":
-        return _oracle_line([part.states for part in parts], price)
+        examples = sum(part.states.examples for part in parts)
+        loss = {
+            name: sum(p.states.loss[name] * (p.states.examples / examples) for p in parts).tolist()
+            for name in parts[0].states.loss
+        }
+        return OracleLine(loss=loss, examples=examples, price=price)
     refused = next((part.refused for part in parts if part.refused), "")
     values: Values = {}
     if not refused:
@@ -227,4 +233,6 @@ def told(trial: Trial) -> str:
         return f"{trial.criterion}, {trial.form} to {trial.budget:.0%}, seed {trial.seed}"
     if trial.kind == "sensitivity":
         return f"{trial.group} without {trial.removed:.0%} of its units"
-    return "the oracle" if trial.kind == "oracle" else f"{trial.criterion}, scores, seed {trial.seed}"
+    return (
+        "the oracle" if trial.kind == "oracle" else f"{trial.criterion}, scores, seed {trial.seed}"
+    )

@@ -330,7 +330,9 @@ class _Runner:
             done += 1
             left = (time.perf_counter() - started) / done * (len(shards) - done)
             note = f"{done}/{len(shards)} {self._told(outcome)}"
-            self.meter.way(done / len(shards), f"{note}; about {timedelta(seconds=round(left))} left")
+            self.meter.way(
+                done / len(shards), f"{note}; about {timedelta(seconds=round(left))} left"
+            )
 
     def _told(self, line: Experiment) -> str:
         """A line in a few words."""

@@ -143,8 +143,7 @@ class Engine:
         parts = -(-n // most)
         edges = [i * n // parts for i in range(parts + 1)]
         return [
-            pick_examples(batch, slice(first, last), n)
-            for first, last in itertools.pairwise(edges)
+            pick_examples(batch, slice(first, last), n) for first, last in itertools.pairwise(edges)
         ]
 
     # ------------------------------------------------------------------ what is known
@@ -290,9 +289,7 @@ def count_examples(batch: Any) -> int:
 def _signature(call: Any) -> Any:
     """What a recording depends on: all of the inputs but how many examples they hold."""
     found, spec = pytree.tree_flatten(call)
-    told = [
-        (t.dim(), t.shape[1:], t.dtype) if isinstance(t, Tensor) else repr(t) for t in found
-    ]
+    told = [(t.dim(), t.shape[1:], t.dtype) if isinstance(t, Tensor) else repr(t) for t in found]
     return (str(spec), *told)
 
 

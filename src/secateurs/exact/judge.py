@@ -49,14 +49,14 @@ class Judge:
 
     def rows(self, output: Any, examples: Rows) -> Tensor:
         """The change in each row of a chunk, (rows,)."""
-        value = torch.as_tensor(
-            self._judge(output, pick_examples(self._target, examples, self._n))
-        )
+        value = torch.as_tensor(self._judge(output, pick_examples(self._target, examples, self._n)))
         return value.detach().double().reshape(-1).cpu() - self.base[examples]
 
     def _alone(self, output: Any) -> bool:
         """Whether some of the examples have the same values without the others."""
-        some = torch.arange(self._n - 1, -1, -2) if self._n > 1 else torch.zeros(2, dtype=torch.int64)
+        some = (
+            torch.arange(self._n - 1, -1, -2) if self._n > 1 else torch.zeros(2, dtype=torch.int64)
+        )
         try:
             change = self.rows(pick_examples(output, some, self._n), some)
         except (RuntimeError, ValueError, IndexError):

@@ -40,9 +40,7 @@ class Layout:
     def split(self, value: Tensor) -> Tensor:
         """The value with the examples in dimension `dim + 1` of its own."""
         shape = value.shape
-        return value.reshape(
-            *shape[: self.dim], self.outer, -1, self.inner, *shape[self.dim + 1 :]
-        )
+        return value.reshape(*shape[: self.dim], self.outer, -1, self.inner, *shape[self.dim + 1 :])
 
     def pick(self, value: Tensor, rows: Rows) -> Tensor:
         """The value of some examples only; a view where they are a run."""
@@ -144,9 +142,7 @@ class Recording:
         kwargs = {key: fill(arg, env) for key, arg in noted_kwargs.items()}
         result = (instead or self._kernels[position])(*args, **kwargs)
         results = result if node.multiple else (result,)
-        return [
-            (out, t) for out, t in zip(node.outputs, results, strict=True) if out is not None
-        ]
+        return [(out, t) for out, t in zip(node.outputs, results, strict=True) if out is not None]
 
     def static(self, n: int) -> dict[int, Tensor]:
         """The tensors of the model, and what is computed from them alone, for n examples."""
