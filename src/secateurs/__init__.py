@@ -11,6 +11,7 @@ from .files.store import load, save
 from .files.to_onnx import export_onnx
 from .gates import Proof, trace, verify
 from .groups import Frozen, Graph, Group
+from .oracle import Oracle, oracle
 from .plan import Plan
 from .score import Scores, score
 from .surgery.apply import apply
@@ -33,6 +34,7 @@ __all__ = [
     "Frozen",
     "Graph",
     "Group",
+    "Oracle",
     "Plan",
     "Proof",
     "PruneResult",
@@ -43,6 +45,7 @@ __all__ = [
     "export_onnx",
     "export_pt2",
     "load",
+    "oracle",
     "prune",
     "save",
     "score",

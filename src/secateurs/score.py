@@ -18,6 +18,7 @@ from .batches import Loss, Objective, check_loss, loss_of, to_device
 from .criteria import Criterion, Estimate, GroupBatch, GroupInfo, find_criterion
 from .curvature import take_derivatives, take_gauss_newton
 from .errors import DataError, NotFiniteError, UnscoredError
+from .exact.changes import Engine, count_examples
 from .groups import Graph, Group
 from .infos import group_infos
 from .sites import sites
@@ -134,7 +135,7 @@ def score(
     (8,)
     """
     found = find_criterion(criterion)
-    if LOSS & found.needs:
+    if (LOSS | {"change"}) & found.needs:
         check_loss(loss, objective)
     places, unscored = _places(graph, found)
     infos = {n: i for n, i in group_infos(model, graph, seed).items() if n not in unscored}
@@ -249,19 +250,33 @@ class _Run:
     examples: int = 0
     assumed: str = ""
 
+    def __post_init__(self) -> None:
+        self._engine: Engine | None = None
+        if "change" in self.criterion.needs:
+            self._engine = Engine(self.model, self.graph, self.loss, self.objective)
+
+    def _parts(self, data: Iterable[Any]) -> Iterator[Any]:
+        """The batches, in parts that fit in memory where the oracle is asked for."""
+        for batch in data:
+            yield from [batch] if self._engine is None else self._engine.fit(batch)
+
     def over(self, data: Iterable[Any]) -> None:
         """See every batch."""
         device = _device(self.model)
         draw = torch.Generator().manual_seed(self.seed)
         gradients = bool(LOSS & self.criterion.needs)
         with evaluating(self.model), torch.set_grad_enabled(gradients):
-            for batch in data:
+            for batch in self._parts(data):
                 batch = to_device(batch, device)
+                changes = dict(self._engine.changes(batch)) if self._engine is not None else {}
                 seen = self._see(batch, draw)
                 self.examples += seen.examples
                 for group in self.graph.groups:
                     if group.name in self.states:
                         shown = self._shown(seen, group, batch)
+                        if changes:  # one number for the batch is that of each of its examples
+                            change = changes[group.name].loss.expand(seen.examples, -1)
+                            shown = dataclasses.replace(shown, change=change)
                         state = self.states[group.name]
                         self.states[group.name] = self.criterion.update(state, shown)
         if not self.examples:
@@ -271,6 +286,9 @@ class _Run:
         """Replay one batch, and take the derivatives that are asked for."""
         needs = self.criterion.needs
         seen = self.watched.seen = Seen()
+        if needs <= {"change", "target"}:
+            seen.examples = count_examples(batch)
+            return seen
         if not LOSS & needs:
             _call(self.watched, batch)
             return seen

@@ -26,6 +26,7 @@ from .l1 import L1
 from .l2 import L2
 from .lamp import Lamp
 from .obd import Obd
+from .oracle import Oracle
 from .random import Random
 from .taylor import Taylor
 from .taylor_squared import TaylorSquared
@@ -56,6 +57,8 @@ _ALL: tuple[Criterion, ...] = (
     Lamp("reads"),
     BnScale(),
     Random(),
+    Oracle(),
+    Oracle(signed=True),
 )
 
 CRITERIA: dict[str, Criterion] = {criterion.name: criterion for criterion in _ALL}

@@ -26,7 +26,7 @@ from .whole import Forwards, fixed_recording, gated_outputs
 
 Units = Mapping[str, Sequence[int]]
 
-_CACHE = 4 << 20  # bytes of one chunk that a processor keeps at hand from one node to the next
+_CACHE = 16 << 20  # bytes of a chunk: large enough for matrix products, small enough for a cache
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,14 @@ class Change:
         how: how it was computed: 'rows', 'units' (whole batches, from the group's readers on),
             'forwards'.
         why: why not by rows; empty if it was.
+        base: the mean loss of the uncut network, and its mean metric.
     """
 
     loss: Tensor
     metric: Tensor | None
     how: str
     why: str = ""
+    base: tuple[float, ...] = ()
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Engine:
         loss, objective, metric: as `oracle` takes them.
         memory: bytes that it may take beyond the model and the data.
         skip: leave out the rows of silent units, which change nothing.
+        report: called with the fraction of a batch that is done.
     """
 
     model: nn.Module
@@ -76,6 +79,7 @@ class Engine:
     metric: Callable[[Any, Any], Any] | None = None
     memory: int = 1 << 30
     skip: bool = True
+    report: Callable[[float], None] = lambda done: None
     _known: dict[Any, _Known] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -103,17 +107,12 @@ class Engine:
                 objective = functools.partial(loss_of, loss=self.loss, objective=None)
                 yield from self._by_forwards(batch, objective, wanted, recording.why)
                 return
-            cones = [c for c in known.cones if c.group.name in wanted and c.nodes]
-            silent = [g.name for g in self.graph.groups if g.name in wanted]
-            for cone in cones:
-                silent.remove(cone.group.name)
+            cones = [cone for cone in known.cones if cone.group.name in wanted]
             if recording.layouts is not None:
                 rows = [cone for cone in cones if cone.group.exact]
                 yield from self._by_rows(recording, rows, batch, wanted)
                 cones = [cone for cone in cones if not cone.group.exact]
             yield from self._by_units(recording, cones, batch, wanted)
-            for name in silent:  # nothing reads them
-                yield name, self._nothing(name, batch)
 
     def fit(self, batch: Any) -> list[Any]:
         """The batch in parts that fit the memory; itself where its examples belong together.
@@ -172,10 +171,6 @@ class Engine:
         judges = [(self.loss, "loss"), (self.metric, "metric")]
         return [Judge(judge, what, output, target, n) for judge, what in judges if judge]
 
-    def _nothing(self, name: str, batch: Any) -> Change:
-        zero = torch.zeros(count_examples(batch), self.graph[name].size, dtype=torch.float64)
-        return Change(zero, zero if self.metric else None, "rows")
-
     # ------------------------------------------------------------------ three ways
     def _by_rows(
         self, recording: Recording, cones: list[Cone], batch: Any, wanted: Units
@@ -188,6 +183,8 @@ class Engine:
         base = recording.outputs(outputs)
         judges = self._judges(base, target, n)
         walk = Walk(recording, inputs, n, cones)
+        due = [cone.work * n * len(wanted[cone.group.name]) for cone in cones]
+        done, total = 0.0, max(sum(due), 1.0)
         for index, cone in enumerate(cones):
             values = walk.reach(index)
             heard = loud[index] if self.skip else torch.ones_like(loud[index])
@@ -202,6 +199,8 @@ class Engine:
                     table.rows(tree, chunk)
                 else:
                     whole.take(tree, chunk)
+                self.report((done + chunk.count * cone.work) / total)
+            done += due[index]
             yield cone.group.name, table.change("rows", "")
 
     def _limit(self, cone: Cone) -> int:
@@ -333,7 +332,8 @@ class _Table:
                     f"{self._wanted[int(bad)]} of group {self._group!r}"
                 )
         loss, *metric = self._made
-        return Change(loss, metric[0] if metric else None, how, why)
+        base = tuple(float(judge.base.mean()) for judge in self._judges)
+        return Change(loss, metric[0] if metric else None, how, why, base)
 
 
 class _Whole:

@@ -90,7 +90,9 @@ def cone_of(
         also: nodes that change for another reason: a statistic over the group's axis.
     """
     program = recording.graph.program
-    nodes, changed, starts = [], set(), {*cuts, *also}
+    nodes: list[int] = []
+    changed: set[int] = set()
+    starts = {*cuts, *also}
     for position, node in enumerate(program.nodes):
         if position in starts or not changed.isdisjoint(node.inputs):
             nodes.append(position)

@@ -67,7 +67,7 @@ class Affine:
         return self.slope * n + self.base
 
 
-class Differs(Exception):
+class DiffersError(SecateursError):
     """Two recordings did not execute the same operations."""
 
 
@@ -238,7 +238,7 @@ def recording_for(model: nn.Module, call: Any, groups: Mapping[str, int]) -> Rec
     try:
         made = _scaled(model, call, examples)
         _check_groups(made.graph, groups)
-    except (Differs, SecateursError) as error:
+    except SecateursError as error:
         made = Recording(model, trace(model, call), examples, why=str(error))
         _check_groups(made.graph, groups)
         made.faithful = replays(model, made.graph, call)
@@ -272,28 +272,28 @@ def _scaled(model: nn.Module, call: Any, examples: int) -> Recording:
     """A recording that runs on any number of examples.
 
     Raises:
-        Differs: the operations, or what they compute, depend on the other examples.
+        DiffersError: the operations, or what they compute, depend on the other examples.
     """
     first = _probe(call, examples, SIZES[0])
     graph = trace(model, first)
     if any(node.op._schema.is_mutable for node in graph.program.nodes):
-        raise Differs("the model changes values in place that something else still reads")
+        raise DiffersError("the model changes values in place that something else still reads")
     programs = [graph.program] + [
         record(model, _probe(call, examples, n), rules.supported) for n in SIZES[1:]
     ]
     if len({len(p.nodes) for p in programs}) + len({len(p.values) for p in programs}) > 2:
-        raise Differs("the operations that run depend on the number of examples")
+        raise DiffersError("the operations that run depend on the number of examples")
     affine = {}
     for position, nodes in enumerate(zip(*(p.nodes for p in programs), strict=True)):
         if len({(n.op, n.inputs, n.outputs, n.multiple) for n in nodes}) > 1:
-            raise Differs("the operations that run depend on the number of examples")
+            raise DiffersError("the operations that run depend on the number of examples")
         args = tuple(_general(list(one)) for one in zip(*(n.args for n in nodes), strict=True))
         kwargs = {key: _general([n.kwargs[key] for n in nodes]) for key in nodes[0].kwargs}
         if args != nodes[0].args or kwargs != nodes[0].kwargs:
             affine[position] = (args, kwargs)
     for ident, tensor in graph.program.constants.items():
         if not all(_same(tensor, p.constants.get(ident)) for p in programs[1:]):
-            raise Differs("a constant of the code depends on the examples")
+            raise DiffersError("a constant of the code depends on the examples")
     made = Recording(model, graph, SIZES[0], affine)
     made.layouts = _check_examples(made, model, call, examples)
     return made
@@ -315,7 +315,9 @@ def _general(args: list[Any]) -> Any:
         found = Affine(slope, first - slope * SIZES[0])
         if not rest and found.at(SIZES[2]) == third:
             return found
-    raise Differs(f"an operation takes {first!r}, {second!r} and {third!r} as examples are added")
+    raise DiffersError(
+        f"an operation takes {first!r}, {second!r} and {third!r} as examples are added"
+    )
 
 
 def _probe(call: Any, examples: int, n: int) -> Any:
@@ -340,7 +342,7 @@ def _check_examples(
     """Where the examples lie in each value, checked on data.
 
     Raises:
-        Differs: an example's values depend on the other examples, or the recording does not do
+        DiffersError: an example's values depend on the other examples, or the recording does not do
             what the model does.
     """
     n, m = SIZES[:2]
@@ -352,7 +354,7 @@ def _check_examples(
         two = made.values(pick_examples(batch, rows, n), m)
         given = model(*args, **kwargs)
     if not _close(tensors_in(given), tensors_in(made.outputs(one))):
-        raise Differs("the recording does not give what the model gives: it looks at values")
+        raise DiffersError("the recording does not give what the model gives: it looks at values")
     layouts = {}
     values = made.graph.program.values
     for ident in one:
@@ -365,7 +367,7 @@ def _check_examples(
             layouts[ident] = layout
             alike = _close([layout.pick(one[ident], rows.to(one[ident].device))], [two[ident]])
         if not alike:
-            raise Differs("the model mixes the examples of a batch")
+            raise DiffersError("the model mixes the examples of a batch")
     return layouts
 
 

@@ -81,7 +81,7 @@ def chunks_of(loud: Tensor, units: Sequence[int], limit: int) -> Iterator[Chunk]
 
 
 class _Picked(dict[int, Tensor]):
-    """The values of a chunk; those that are not changed are picked from the batch when asked for."""
+    """The values of a chunk; what is not changed is picked from the batch when asked for."""
 
     def __init__(
         self,
