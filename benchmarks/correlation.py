@@ -22,6 +22,7 @@ import secateurs as sc
 from secateurs.atomic import write_text
 from secateurs.compare.comparison import Comparison
 from secateurs.compare.statistics import Coefficients, Correlation, Estimate
+from secateurs.criteria import CRITERIA as ALL
 
 NETWORKS = ("lenet5", "vgg-cifar", "vgg-fashion", "alexnet-cifar", "alexnet-fashion")
 NORMED = "vgg-bn-cifar"  # BatchNorm scales are a criterion too
@@ -35,6 +36,7 @@ PAPERS = {  # Molchanov et al. 2016, table 1: per layer, all layers, all layers 
     "information-gain": (0.28, 0.35, 0.47),
     "weight": (0.27, 0.34, 0.33),
 }
+CRITERIA = [name for name in ALL if not name.startswith("oracle")]
 RIVALS = ("activation", "weight", "random")
 FORMS: Mapping[str, Callable[[Coefficients], Estimate | None]] = {
     "Per layer": lambda found: found.per_layer,
@@ -54,6 +56,7 @@ def compare(task_name: str, seed: int, examples: int, folder: Path, jobs: int) -
         batches[0][0][:1],
         data=batches,
         loss=nn.CrossEntropyLoss(reduction="none"),
+        criteria=CRITERIA,
         seeds=(seed,),
         examples=examples,
         forms=(),

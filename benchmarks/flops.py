@@ -124,6 +124,10 @@ Units left (%) of each layer at {SHOWN[-2]:.0%} of the MACs, from the input to t
 
 {_verdict(runs)}
 
+{TESTED:,} images leave a standard error of about a point in each figure, less in the differences,
+which are on the same images. λ changes which layers pay: the larger it is, the more parameters are
+left at the same MACs, since costly units of the first layers go in place of cheap ones.
+
 {machine()}.
 """
 
