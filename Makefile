@@ -13,8 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo test test-browser check docs pictures format train soak fuzz \
-	bench-cut bench-score bench-lenet bench-report export-zoo versus vgg \
-	correlation flops iterative criteria-versus reproduce reproduce-quick clean
+	bench-cut bench-score bench-lenet bench-report export-zoo versus vgg clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +76,7 @@ vgg: $(VENV)/.test  ## transfer a VGG to a task of two classes and prune its fea
 	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/vgg_recipe.py \
 		--out docs/results/vgg.md
 
+.PHONY: correlation flops iterative criteria-versus reproduce reproduce-quick
 # QUICK=1 is a smaller form, whose pages go to runs/quick
 PAGES := $(if $(QUICK),runs/quick,docs/results)
 REPRODUCE := OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python

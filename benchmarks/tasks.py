@@ -12,8 +12,8 @@ import cifar
 import fashion
 import torch
 import torch.nn.functional as F
-from nets import ResNet8, alexnet, vgg
 from safetensors.torch import load_file, save_file
+from small_nets import ResNet8, alexnet, vgg
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 

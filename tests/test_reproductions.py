@@ -23,11 +23,11 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("network", ["vgg", "alexnet"])
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 28)])
 def test_networks_are_small_and_whole_layers_may_shrink(network, channels, size):
-    import nets
+    import small_nets
     from tasks import count_macs
 
     example = torch.zeros(1, channels, size, size)
-    model = getattr(nets, network)(channels, size).eval()
+    model = getattr(small_nets, network)(channels, size).eval()
     assert model(example).shape == (1, 10)
     assert count_macs(model, example) <= 10_000_000
     weighted = [m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
