@@ -12,8 +12,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-browser check docs pictures format train soak fuzz \
-	bench-cut bench-score bench-lenet bench-report export-zoo versus vgg clean
+.PHONY: help demo compare-demo test test-browser check docs pictures format train soak fuzz \
+	bench-cut bench-oracle bench-score bench-workers bench-lenet bench-report export-zoo versus vgg clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,11 @@ format: $(VENV)/.dev  ## format the code and mend what lint can
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+compare-demo: $(VENV)/.test  ## compare all criteria on a LeNet-5 trained on MNIST, in JOBS processes
+	OMP_NUM_THREADS=1 PYTHONPATH=examples/mnist $(BIN)/secateurs compare --model lenet:pretrained \
+		--input-shape 1,1,28,28 --train mnist --evaluate mnist --loss cross_entropy \
+		--engine processes --jobs $(JOBS) --overwrite --out runs/compared
+
 train: $(VENV)/.runtime  ## train the LeNet-5 of the demo from SEED
 	$(BIN)/python examples/mnist/train.py --seed $(SEED)
 
@@ -58,6 +63,13 @@ bench-cut: $(VENV)/.bench  ## time trace, plan and apply against Torch-Pruning
 
 bench-score: $(VENV)/.test  ## time a Taylor pass against a plain forward and backward
 	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/score_time.py
+
+bench-workers: $(VENV)/.ray  ## time the oracle on one Ray worker and on two, one of them killed
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/compare_workers.py
+
+bench-oracle: $(VENV)/.test  ## time the exact oracle against one forward per unit
+	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/oracle_time.py --share 16 \
+		--out docs/results/oracle.md
 
 bench-lenet: $(VENV)/.runtime  ## the demo's error and latency at 20% and 10% of the MACs, 3 seeds
 	PYTHONPATH=examples/mnist $(BIN)/python benchmarks/lenet_seeds.py
@@ -119,6 +131,10 @@ $(VENV)/.test: $(VENV)/.runtime
 
 $(VENV)/.bench: $(VENV)/.test
 	$(PIP) --no-deps torch-pruning==1.6.1
+	touch $@
+
+$(VENV)/.ray: $(VENV)/.runtime
+	$(PIP) --editable '.[ray]'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.runtime

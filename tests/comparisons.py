@@ -116,6 +116,7 @@ def typical() -> Comparison:
 
 def write(comparison: Comparison, path: Path) -> Path:
     """As JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [comparison.setting, *comparison.lines]
     path.write_text("".join(f"{line.model_dump_json()}\n" for line in lines), encoding="utf-8")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
@@ -74,3 +75,57 @@ def read_page(text: str) -> Element:
     reader.close()
     assert [element.tag for element in reader.open] == [""], "a tag is left open"
     return reader.root
+
+
+# ---------------------------------------------------------------------- what every page keeps
+def check_whole(page: Element) -> None:
+    """Nothing is run, and nothing asked for."""
+    for element in page.all("*"):
+        assert element.tag not in {"script", "iframe", "object", "embed", "base", "form"}
+        for name, value in element.attributes.items():
+            assert not name.startswith("on")
+            if name in {"src", "href", "xlink:href", "srcset", "data", "poster"}:
+                assert value.startswith("data:"), value
+    [style] = page.all("style")
+    assert "@import" not in style.text
+    assert "url(" not in style.text
+    [policy] = [m for m in page.all("meta") if "http-equiv" in m.attributes]
+    assert policy.attributes["content"].startswith("default-src 'none'; style-src 'unsafe-inline'")
+
+
+def check_read_aloud(page: Element) -> None:
+    """One title, every section named by its heading, a text for every chart."""
+    assert [h.tag for h in page.all("*") if re.fullmatch(r"h\d", h.tag)][:2] == ["h1", "h2"]
+    assert len(page.all("h1")) == 1
+    ids = [e.attributes["id"] for e in page.all("*") if "id" in e.attributes]
+    assert len(set(ids)) == len(ids)
+    assert {s.attributes["aria-labelledby"] for s in page.all("section")} == set(ids)
+    assert all(svg.attributes["aria-label"] for svg in page.all("svg"))
+    assert page.all("html")[0].attributes["lang"] == "en"
+
+
+# ---------------------------------------------------------------------- colours
+def theme_colours(css: str, theme: int) -> dict[str, str]:
+    """The colours of a style sheet by name: 0 light, 1 dark."""
+    return dict(re.findall(r"--(\w+): (#\w{6})", re.findall(r":root \{(.*?)\}", css, re.S)[theme]))
+
+
+def contrast_ratio(a: str, b: str) -> float:
+    """As WCAG 2.2 defines it."""
+    low, high = sorted([_luminance(a), _luminance(b)])
+    return (high + 0.05) / (low + 0.05)
+
+
+def mixed(a: str, b: str, share: float) -> str:
+    """So much of the first, the rest of the second, in sRGB."""
+    parts = zip(_parts(a), _parts(b), strict=True)
+    return "#" + "".join(f"{round(255 * (share * x + (1 - share) * y)):02x}" for x, y in parts)
+
+
+def _parts(colour: str) -> list[float]:
+    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+def _luminance(colour: str) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in _parts(colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

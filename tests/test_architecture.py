@@ -86,6 +86,16 @@ def test_imports_go_down_only(name: str) -> None:
         assert room not in FORBIDDEN.get(own, ()), f"{name} imports {module}"
 
 
+READERS = {f"compare.{name}" for name in "comparison record recommend statistics wording".split()}
+
+
+@pytest.mark.parametrize("module", sorted(READERS))
+def test_a_comparison_is_read_without_what_makes_it(module: str) -> None:
+    for name in imports(ROOT / f"{module.replace('.', '/')}.py"):
+        allowed = name in READERS or room_of(name) in {"atomic", "errors", "report"}
+        assert allowed, f"{module} imports {name}"
+
+
 def test_the_import_reader_sees_what_is_there() -> None:
     """The negative control: a reader that finds nothing would forbid nothing."""
     seen = {room_of(module) for path in FILES for module in imports(path)}

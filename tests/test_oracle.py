@@ -22,9 +22,8 @@ import secateurs as sc
 from secateurs.errors import ConfigError, DataError, FileError, NotFiniteError
 from secateurs.exact import changes
 from secateurs.exact.changes import Engine
-from secateurs.gates import gate, gated_output, statistics, tensors_of
+from secateurs.gates import gate, statistics, tensors_of
 from secateurs.groups import Selection
-from secateurs.plan import Plan
 from secateurs.trace.record import input_tensors, model_tensors
 
 
@@ -133,27 +132,25 @@ ZOO = ("resnet18", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "resnext
 
 @pytest.mark.parametrize("name", ZOO)
 def test_the_oracle_on_the_zoo(name: str) -> None:
-    """Three groups, early, in the middle and late; three units of each."""
+    """Three groups, early, in the middle and late; two units of each."""
     model, x = zoo_model(name)
-    x = x[:, :, :32, :32] if name not in ("densenet121", "googlenet", "squeezenet1_1") else x
+    x = x[:, :, :32, :32] if name not in ("googlenet", "squeezenet1_1") else x
     y = torch.randn(2, dtype=torch.float64)
     graph = sc.trace(model, x)
     some = [graph.groups[i] for i in (0, len(graph) // 2, len(graph) - 1)]
-    units = {group.name: range(min(3, group.size)) for group in some}
+    units = {group.name: range(min(2, group.size)) for group in some}
     found = dict(Engine(model, graph, loss=per_example).changes((x, y), units))
     assert set(found) == set(units)
     with torch.no_grad():
         base = per_example(model(x), y)
         for name, chosen in units.items():
             for unit in chosen:
-                plan = Plan({name: [unit]}, (), True) if False else None
                 one = Selection(graph, [graph[name].units[unit]])
                 output = graph.program.replay(
                     model_tensors(model), [x], gate(graph, one), statistics(graph, one)
                 )
                 change = per_example(output, y) - base
                 scale = max(float(base.max()), float(change.abs().max()))
-                assert plan is None
                 assert float((found[name].loss[:, unit] - change).abs().max()) <= 1e-10 * scale
 
 
@@ -194,22 +191,19 @@ class Written(nn.Module):
 
 
 class Looking(nn.Module):
-    """What runs depends on values: the examples with a positive first number are kept."""
+    """What runs depends on values: as many examples join as have a positive output."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.a(x))
-        kept = torch.nonzero(x[:, 0] > x[:, 1])[:, 0]
-        return self.b(x) + self.b(x[kept]).sum(0)
+        x = self.b(F.relu(self.a(x)))
+        return x + x[: int((x[:, 0] > 0).sum())].sum(0)
 
 
 @pytest.mark.parametrize(("make", "how"), [(Mixed, "units"), (Written, "forwards")])
-def test_what_cannot_share_a_batch_runs_alone_and_says_so(
-    make: type[nn.Module], how: str
-) -> None:
+def test_what_cannot_share_a_batch_runs_alone_and_says_so(make: type[nn.Module], how: str) -> None:
     torch.manual_seed(0)
     model = doubled(make())
     x, y = torch.randn(6, 5).double(), torch.randn(6).double()
@@ -228,7 +222,7 @@ def test_a_model_that_looks_at_values_is_really_cut() -> None:
     assert {change.how for change in found.values()} == {"forwards"}
     with torch.no_grad():
         for group in graph:
-            for unit in range(2, group.size):
+            for unit in range(group.size):
                 small = sc.apply(model, graph.plan({group.name: [unit]}))
                 wanted = per_example(small(x), y) - per_example(model(x), y)
                 assert torch.allclose(found[group.name].loss[:, unit], wanted, atol=1e-12)
@@ -260,11 +254,11 @@ def test_loss_and_metric_are_means_over_all_batches() -> None:
         assert np.allclose(found.loss[name], wanted[name].mean(0), atol=1e-12)
         assert np.allclose(found.metric[name], accuracy[name].mean(0), atol=1e-12)
     assert found.examples == 24
-    assert found.base["loss"] == pytest.approx(float(cross_entropy(model(x), y).mean()))
+    assert found.base["loss"] == pytest.approx(cross_entropy(model(x), y).mean().item())
     assert (found.scores("abs")["fc1"] >= 0).all()
     assert np.array_equal(found.scores("metric")["fc1"], -found.metric["fc1"])
     assert "fc1" in str(found)
-    with pytest.raises(ConfigError, match="kind|not 'best'"):
+    with pytest.raises(ConfigError, match="not 'best'"):
         found.scores("best")  # type: ignore[arg-type]
 
 
@@ -305,14 +299,16 @@ def test_a_sample_says_how_sure_it_is() -> None:
     found = sc.oracle(model, graph, data, loss=cross_entropy, examples=80, seed=1)
     assert found.examples == 80
     assert found.rows["fc1"].shape == (80, 20)
-    off = np.concatenate([(found.loss[n] - truth.loss[n]) / (found.error[n] + 1e-15) for n in truth.loss])
-    assert 0.5 < np.sqrt((off**2).mean()) < 1.8
+    error = np.concatenate(list(found.error.values()))
+    off = np.concatenate([found.loss[name] - truth.loss[name] for name in truth.loss])
+    assert 0.5 < np.sqrt(((off[error > 1e-9] / error[error > 1e-9]) ** 2).mean()) < 2
     every = sc.oracle(model, graph, data, loss=cross_entropy, examples=400)
     assert np.allclose(every.loss["conv1"], truth.loss["conv1"], atol=1e-12)
     assert not every.error["conv1"].any()
     least = int(np.abs(found.loss["fc1"]).argmin())
     tied = found.tied("fc1")
-    assert all(found.distinguishable("fc1", least, j) == (j not in tied) for j in range(20) if j != least)
+    for j in set(range(20)) - {least}:
+        assert found.distinguishable("fc1", least, j) == (j not in tied)
     assert not found.distinguishable("fc1", 0, 0)
     with pytest.raises(DataError, match="examples="):
         truth.tied("fc1")
@@ -355,7 +351,6 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert str(again) == str(found)
     assert again.to_dict() == found.to_dict()
     assert sc.Oracle.from_dict(found.to_dict()).to_dict() == found.to_dict()
-    sc.save(model, graph.plan({"fc1": [0]}), tmp_path / "net") if False else None
     (tmp_path / "bad").write_bytes(b"not this")
     with pytest.raises(FileError):
         sc.Oracle.load(tmp_path / "bad")
@@ -382,10 +377,13 @@ def test_errors_name_what_is_wrong() -> None:
         sc.oracle(model, graph, [x], loss=cross_entropy)
     with pytest.raises(NotFiniteError, match="uncut"):
         sc.oracle(model, graph, [(x * torch.nan, y)], loss=cross_entropy)
+    same = [(x, model(x)[:, 0].detach())]
+
+    def fragile(output: Tensor, target: Tensor) -> Tensor:
+        return torch.where((output[:, 0] - target).abs() < 1e-9, 1.0, torch.nan)
+
     with pytest.raises(NotFiniteError, match="without unit"):
-        bad = lambda o, t: 1 / (o[:, 0] - o[:, 0].detach())  # noqa: E731
-        base = model(x)[:, 0].detach()
-        sc.oracle(model, graph, [(x, base)], loss=lambda o, t: torch.where(o[:, 0] == t, 1.0, torch.nan) if bad else t)
+        sc.oracle(model, graph, same, loss=fragile)
     with pytest.raises(DataError, match="shape"):
         sc.oracle(model, graph, [(x, y)], loss=lambda o, t: o)
     with pytest.raises(ConfigError, match="memory"):

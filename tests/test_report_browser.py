@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from playwright.sync_api import Browser
-from tests import cli_fixtures
+from tests import cli_fixtures, comparisons
 from tests.browser import chromium, find_chromium, look
 
 import secateurs as sc
@@ -44,6 +44,28 @@ def test_the_page_opens_in_peace(browser: Browser, page: Path, width: int, theme
     assert seen.width == width
     assert "Before and after" in seen.text
     assert "conv1.weight [2, 3]" in seen.text
+    dark = max(map(int, seen.background[4:-1].split(", "))) < 64
+    assert dark == (theme == "dark")
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_page_of_a_comparison_opens_in_peace(
+    browser: Browser, tmp_path: Path, width: int, theme: str
+) -> None:
+    page = comparisons.typical().report(tmp_path / "comparison.html")
+    seen = look(browser, page, width, theme)
+    assert seen.errors == []
+    assert seen.requests == [page.as_uri()]
+    assert seen.width == width
+    assert "Use taylor" in seen.text
+    for line in (
+        'heading "Which criterion for Net?" [level=1]',
+        'heading "Beside the oracle" [level=2]',
+        'img "One-shot, then fine-tuned: taylor from',
+        "rowheader",
+    ):
+        assert line in seen.roles
     dark = max(map(int, seen.background[4:-1].split(", "))) < 64
     assert dark == (theme == "dark")
 

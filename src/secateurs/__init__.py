@@ -18,9 +18,9 @@ from .surgery.apply import apply
 from .surgery.delete import delete_channels
 from .version import __version__ as __version__
 
-from . import compare  # isort: skip
-
-del compare  # the room is loaded, and the name is free for the verb
+# loading a room puts its name here: load it now, and leave the name to the verb
+importlib.import_module(".compare", __name__)
+del globals()["compare"]
 
 if TYPE_CHECKING:
     from .compare.comparison import Comparison

@@ -189,8 +189,8 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "model": ModelSection,
     "data": DataSection,
     "budget": BudgetSection,
-    "prune": PruneSection,
     "compare": CompareSection,
+    "prune": PruneSection,
 }
 
 

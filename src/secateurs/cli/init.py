@@ -80,4 +80,4 @@ def _key(section: str, name: str, field: FieldInfo) -> str:
 
 
 def _comment(text: str) -> str:
-    return textwrap.indent(textwrap.fill(" ".join(text.split()), WIDTH), "# ") + "\n"
+    return textwrap.indent(textwrap.fill(" ".join(text.split()), WIDTH, break_on_hyphens=False), "# ") + "\n"

@@ -46,7 +46,11 @@ class Point:
     def spread(self) -> float | None:
         """The standard deviation over seeds; None of one."""
         n, mean = len(self.values), self.mean
-        return math.sqrt(sum((v - mean) ** 2 for v in self.values) / (n - 1)) if n > 1 else None
+        return (
+            math.sqrt(sum((v - mean) * (v - mean) for v in self.values) / (n - 1))
+            if n > 1
+            else None
+        )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -75,8 +76,13 @@ def one_thread() -> Iterator[None]:
 
 
 def _alone(function: Function, shared: Any, job: Any) -> Any:
-    with one_thread():
-        return function(shared, job)
+    """The result of a job; Accelerate collects garbage often, and need not look at all there is."""
+    gc.freeze()
+    try:
+        with one_thread():
+            return function(shared, job)
+    finally:
+        gc.unfreeze()
 
 
 # ---------------------------------------------------------------------- this process

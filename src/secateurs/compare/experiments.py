@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ..surgery.apply import apply
 from .bench import Bench
 from .log import Trial
 from .price import Meter, total
-from .record import OracleLine, Price, PruneLine, ScoresLine, SensitivityLine, Values
+from .record import Form, OracleLine, Price, PruneLine, ScoresLine, SensitivityLine, Values
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _prune(bench: Bench, task: Task) -> PruneLine:
             budget={own.measure: trial.budget},
             loss=bench.loss,
             objective=bench.objective,
-            criterion=bench.criteria.get(trial.criterion, "oracle") if iterative else known,
+            criterion=bench.criteria[trial.criterion] if iterative else known,
             finetune=tuning,
             step=1 / own.rounds if iterative else bench.graph.size,
             updates=-(-own.updates // own.rounds) if iterative else 0,
@@ -176,7 +176,7 @@ def _prune(bench: Bench, task: Task) -> PruneLine:
         raise NotFiniteError(f"{told(trial)}: the training loss is not finite; try a smaller lr")
     return PruneLine(
         criterion=trial.criterion,
-        form=trial.form,
+        form=cast(Form, trial.form),
         budget=trial.budget,
         seed=trial.seed,
         size=result.after,

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ..errors import ConfigError, nearest
 from ..process.options import Ranking, validated
+from .record import FORMS, Form
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -29,11 +30,7 @@ class CompareOptions(Ranking):
         1,
     )
     """Each draws other data to score and to fine-tune with, and other random importance."""
-    forms: tuple[Literal["one-shot", "fine-tuned", "iterative"], ...] = (
-        "one-shot",
-        "fine-tuned",
-        "iterative",
-    )
+    forms: tuple[Form, ...] = ("one-shot", "fine-tuned")
     """One-shot: cut, and no more. Fine-tuned: then all updates. Iterative: cut in rounds, with
     the same updates spread over them."""
     oracle: bool = True
@@ -58,6 +55,7 @@ FULL: Mapping[str, Any] = {
     "budgets": (0.75, 0.5, 0.25, 0.1),
     "seeds": (0, 1, 2),
     "examples": 4096,
+    "forms": FORMS,
     "updates": 1000,
     "rounds": 10,
     "score_batches": 10,

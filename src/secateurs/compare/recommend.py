@@ -30,6 +30,7 @@ Metrics = Mapping[str, Mapping[Cell, float]]
 RANDOM = "random"  # the baseline: compared, never recommended
 ORACLE = "oracle"  # as a criterion; that it correlates with itself says nothing
 LEVEL = 0.05
+ABSURD = 1e100  # a metric beyond it is no result
 FEWEST = 4  # criteria, for a rank correlation over them
 DEFAULTS = {"normalize": "l2", "flops_weight": 1e-3, "cost_power": 0.0}  # as in process/options.py
 
@@ -178,7 +179,7 @@ def _cells(setting: Setting, runs: Sequence[PruneLine]) -> dict[str, dict[Cell, 
     out: dict[str, dict[Cell, float]] = {}
     for run in runs:
         own = out.setdefault(run.criterion, {})
-        if math.isfinite(run.metric):
+        if abs(run.metric) < ABSURD:  # and not NaN
             own[run.form, run.budget, run.seed] = sign * run.metric
     return out
 
@@ -293,8 +294,8 @@ def _predicted(setting: Setting, runs: Sequence[PruneLine]) -> Estimate | None:
 
 
 def _means(values: Mapping[tuple[str, float, int], float]) -> dict[tuple[str, float], float]:
-    """Over seeds; only where all are finite."""
+    """Over seeds; only where all are results."""
     found: dict[tuple[str, float], list[float]] = {}
     for (criterion, budget, _), value in values.items():
         found.setdefault((criterion, budget), []).append(value)
-    return {key: sum(v) / len(v) for key, v in found.items() if all(map(math.isfinite, v))}
+    return {key: sum(v) / len(v) for key, v in found.items() if all(abs(one) < ABSURD for one in v)}

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Values = dict[str, list[float]]
-FORMS = ("one-shot", "fine-tuned", "iterative")
+Form = Literal["one-shot", "fine-tuned", "iterative"]
+FORMS: tuple[Form, ...] = ("one-shot", "fine-tuned", "iterative")
 
 
 class Line(BaseModel):
@@ -123,7 +124,7 @@ class PruneLine(Line):
 
     kind: Literal["prune"] = "prune"
     criterion: str
-    form: Literal["one-shot", "fine-tuned", "iterative"]
+    form: Form
     budget: float
     seed: int
     size: dict[str, Count]

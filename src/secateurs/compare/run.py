@@ -30,13 +30,13 @@ from .engine import Engine, Run, open_engine
 from .experiments import Part, Task, merged, perform, told
 from .log import NAME, Log, Trial
 from .options import compare_options
-from .record import Experiment, PruneLine, ScoresLine, SensitivityLine, Values
+from .record import Experiment, OracleLine, PruneLine, ScoresLine, SensitivityLine, Values
 from .setting import check_same, describe
 
 log = logging.getLogger("secateurs")
 
-ORACLE = "oracle"  # as a criterion: |ΔC|
 TRUTH = Trial("oracle")
+SIGNED = {"oracle": False, "oracle-loss": True}  # the criteria that the oracle's line answers
 
 
 def compare(
@@ -250,8 +250,8 @@ class _Runner:
     def _questions(self) -> list[Trial]:
         """The oracle, and what each criterion says of every unit."""
         names, seeds = self.bench.criteria, self.options.seeds
-        out = [TRUTH] if self.options.oracle or ORACLE in names else []
-        return out + [Trial("scores", n, seed) for n in names if n != ORACLE for seed in seeds]
+        out = [TRUTH] if self.options.oracle or SIGNED.keys() & names.keys() else []
+        return out + [Trial("scores", n, seed) for n in names if n not in SIGNED for seed in seeds]
 
     def _cuts(self) -> list[Trial]:
         """Every network to be cut, of the criteria that apply."""
@@ -265,7 +265,7 @@ class _Runner:
             for seed in own.seeds
             if self._applies(name, seed, budget)
         ]
-        judge = ORACLE if TRUTH in self.log.lines else next(iter(self.bench.criteria))
+        judge = "oracle" if TRUTH in self.log.lines else next(iter(self.bench.criteria))
         values = self._values(judge, own.seeds[0])
         return out + [
             Trial("sensitivity", judge, group=group.name, removed=removed)
@@ -293,10 +293,10 @@ class _Runner:
 
     def _values(self, name: str, seed: int) -> Values:
         """What a criterion says of every unit; empty where it does not apply."""
-        if name == ORACLE:
-            line = self.log.lines[TRUTH]
-            return {g: [abs(v) for v in own] for g, own in line.loss.items()}
-        return self.log.lines[Trial("scores", name, seed)].values
+        line = self.log.lines[TRUTH if name in SIGNED else Trial("scores", name, seed)]
+        if isinstance(line, OracleLine):
+            return {g: [v if SIGNED[name] else abs(v) for v in own] for g, own in line.loss.items()}
+        return line.values if isinstance(line, ScoresLine) else {}
 
     def _shards(self, trial: Trial) -> list[Task]:
         """A trial in parts, one for so many batches; each is a job of its own."""

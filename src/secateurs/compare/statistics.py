@@ -95,12 +95,11 @@ def correlate(
     >>> round(found.spearman.per_layer.value, 2), round(found.kendall.per_layer.value, 2)
     (-0.1, -0.17)
     """
-    names = [name for name in oracle if all(name in one for one in scores)]
+    skipped = _unusable(scores, oracle)
+    names = [name for name in oracle if name not in skipped]
     truth = [np.asarray(oracle[name], float) for name in names]
     runs = [[np.asarray(one[name], float) for name in names] for one in scores]
-    skipped = {
-        name: "not scored by this criterion" for name in oracle if name not in names
-    } | _skipped(names, truth, runs)
+    skipped |= _unranked(names, truth, runs)
     bootstrap = bootstrap or Bootstrap()
     rho, tau = (
         _coefficients(statistic, names, truth, runs, skipped, bootstrap)
@@ -109,16 +108,28 @@ def correlate(
     return Correlation(criterion, rho, tau, len(scores), sum(map(len, truth)), skipped)
 
 
-def _skipped(names: list[str], truth: list[Floats], runs: list[list[Floats]]) -> dict[str, str]:
+def _unusable(scores: Sequence[Scores], oracle: Scores) -> dict[str, str]:
+    """Layers that are left out altogether, and why."""
+    out = {}
+    for name, truth in oracle.items():
+        if any(name not in one for one in scores):
+            out[name] = "not scored by this criterion"
+        elif not np.isfinite([truth, *(one[name] for one in scores)]).all():
+            out[name] = "a score is not finite"
+        elif not len(truth):
+            out[name] = "no units"
+    return out
+
+
+def _unranked(names: list[str], truth: list[Floats], runs: list[list[Floats]]) -> dict[str, str]:
+    """Layers without a coefficient of their own, and why."""
     out = {}
     for i, name in enumerate(names):
         if len(truth[i]) < 2:
             out[name] = "one unit: nothing to rank"
-        elif not np.isfinite([truth[i], *(run[i] for run in runs)]).all():
-            out[name] = "a score is not finite"
-        elif np.ptp(truth[i]) == 0:
+        elif truth[i].min() == truth[i].max():
             out[name] = "to the oracle all units are equal"
-        elif any(np.ptp(run[i]) == 0 for run in runs):
+        elif any(run[i].min() == run[i].max() for run in runs):
             out[name] = "to the criterion all units are equal"
     return out
 
@@ -151,8 +162,12 @@ def _coefficients(
 
 
 def _l2(values: Floats) -> Floats:
-    norm = float(np.sqrt(np.square(values).sum()))
-    return values / norm if norm else values
+    largest = np.abs(values).max(initial=0.0)
+    if not largest:
+        return values
+    values = values / largest  # or the squares might overflow
+    scaled: Floats = values / np.sqrt(np.square(values).sum())
+    return scaled
 
 
 def _estimate(runs: Sequence[Floats]) -> Estimate | None:
@@ -248,7 +263,7 @@ def spearman(a: Floats, b: Floats, counts: Floats) -> Floats:
 def _midranks(values: Floats, counts: Floats) -> Floats:
     """The rank of every unit in every draw, less the mean rank."""
     order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])
+    starts = np.flatnonzero(np.r_[True, values[order][1:] != values[order][:-1]])
     tied = np.add.reduceat(counts[:, order], starts, axis=1)
     middle = np.cumsum(tied, axis=1) - tied / 2 - counts.sum(axis=1, keepdims=True) / 2
     ranks = np.empty_like(counts)
@@ -268,7 +283,7 @@ def kendall(a: Floats, b: Floats, counts: Floats) -> Floats:
         from scipy.stats import kendalltau
 
         return np.array([kendalltau(a, b).statistic])
-    signs = [np.sign(v[:, None] - v).astype(np.float32) for v in (a, b)]
+    signs = [(v[:, None] > v).astype(np.float32) - (v[:, None] < v) for v in (a, b)]
     pairs = [(0, 1), (0, 0), (1, 1)]
     few = counts.astype(np.float32)
     ab, aa, bb = (

@@ -12,6 +12,7 @@ from .statistics import Estimate
 if TYPE_CHECKING:
     from .recommend import Basis, Duel, Metrics, Sure
 
+MANY = 5  # names that a sentence bears
 WHEN = {
     "fine-tuned": "after fine-tuning",
     "one-shot": "right after pruning",
@@ -76,6 +77,8 @@ def _runs(setting: Setting, best: str, duels: Sequence[Duel], metrics: Metrics) 
         yield f"Against the next best: {against(rivals[0], setting.metric_name)}"
     if seeds == 1:
         yield "With one seed there is no spread to judge by: compare over at least three seeds."
+    elif seeds == 2:
+        yield "Two seeds can hardly show a difference: compare over at least three."
 
 
 def against(duel: Duel, metric: str) -> str:
@@ -155,9 +158,13 @@ def estimate(found: Estimate) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in a sentence.
+    """Names in a sentence; of many the first.
 
     >>> listed(["a"]), listed(["a", "b", "c"])
     ('a', 'a, b and c')
+    >>> listed(["a", "b", "c", "d", "e", "f", "g"])
+    'a, b, c, d and 3 more'
     """
+    if len(names) > MANY:
+        names = [*names[: MANY - 1], f"{len(names) - MANY + 1} more"]
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

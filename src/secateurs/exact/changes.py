@@ -101,7 +101,7 @@ class Engine:
                 why = "an objective calls the model itself"
                 yield from self._by_forwards(batch, self.objective, wanted, why)
                 return
-            known = self._recording(batch[0])
+            known = self._recording(_pair(batch)[0])
             recording = known.recording
             if not recording.holds:
                 objective = functools.partial(loss_of, loss=self.loss, objective=None)
@@ -123,7 +123,7 @@ class Engine:
         if self.objective is not None:
             return [batch]
         n = count_examples(batch)
-        call, target = self._here(batch)
+        call, target = _pair(self._here(batch))
         with torch.no_grad(), evaluating(self.model):
             known = self._recording(call)
             if not known.recording.holds:
@@ -270,6 +270,15 @@ def _cones(recording: Recording) -> list[Cone]:
                     also[number].add(position)
     cones = [cone_of(recording, i, own, also[i]) for i, own in enumerate(cuts)]
     return sorted(cones, key=lambda cone: cone.start)
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise DataError(
+            "loss(output, target) needs batches that are pairs (input, target); "
+            "pass objective(model, batch) for any other"
+        )
+    return batch[0], batch[1]
 
 
 def count_examples(batch: Any) -> int:

@@ -6,19 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..compare.comparison import Comparison, Curve, Sensitivity
+from ..compare.comparison import Comparison, Curve
 from ..compare.record import FORMS
-from ..compare.statistics import Coefficients, Estimate
+from ..compare.statistics import Coefficients, Correlation, Estimate
 from ..compare.wording import against
-from .charts import Chart, Mark, Series
+from .compared_charts import TITLES, by_criterion, drawable
 from .words import NAMES, count, number, rounded, size
 
-NAMED = 6  # lines of a chart that have a colour; more could not be told apart
-TITLES = {
-    "one-shot": "Right after pruning (one-shot)",
-    "fine-tuned": "One-shot, then fine-tuned",
-    "iterative": "Iterative: prune, fine-tune, repeat",
-}
 SCOPES: dict[str, Callable[[Coefficients], Estimate | None]] = {
     "per layer": lambda c: c.per_layer,
     "all layers": lambda c: c.all_layers,
@@ -54,6 +48,11 @@ class Table:
         """Whether it is a heat map."""
         return any(cell.heat is not None for row in self.rows for cell in row)
 
+    @property
+    def steep(self) -> bool:
+        """Whether the names of the columns are written upright, for want of room."""
+        return len(self.columns) > 6 and max(map(len, self.columns[1:])) > 5
+
     def turned(self) -> Table:
         """The longer side down: few columns fit on a telephone."""
         if len(self.rows) >= len(self.columns) - 1:
@@ -70,9 +69,7 @@ class Table:
 # ---------------------------------------------------------------------- the oracle
 def correlations(comparison: Comparison, name: str = "spearman") -> Table:
     """Each criterion beside the oracle, the closest first."""
-    found = comparison.correlations()
-    scope = "all layers, ℓ2" if comparison.setting.normalize == "l2" else "all layers"
-    found = sorted(found, key=lambda c: -_value(SCOPES[scope](getattr(c, name))))
+    found = _closest(comparison)
     layers = len(comparison.setting.groups)
     rows = []
     for one in found:
@@ -84,6 +81,12 @@ def correlations(comparison: Comparison, name: str = "spearman") -> Table:
     return Table(title, ["criterion", *SCOPES, "layers"], rows)
 
 
+def _closest(comparison: Comparison) -> list[Correlation]:
+    """By ρ over all layers, with scores as they are ranked when pruning."""
+    scope = SCOPES["all layers, ℓ2" if comparison.setting.normalize == "l2" else "all layers"]
+    return sorted(comparison.correlations(), key=lambda one: -_value(scope(one.spearman)))
+
+
 def _value(found: Estimate | None) -> float:
     return -2.0 if found is None else found.value
 
@@ -91,7 +94,7 @@ def _value(found: Estimate | None) -> float:
 def _estimate(found: Estimate | None) -> Cell:
     if found is None:
         return Cell(NONE)
-    spread = () if found.spread is None else (f"± {found.spread:.2f} over seeds",)
+    spread = (f"± {found.spread:.2f} over seeds",) if (found.spread or 0) >= 0.005 else ()
     return Cell(rounded(found.value), (f"{rounded(found.low)} to {rounded(found.high)}", *spread))
 
 
@@ -100,7 +103,7 @@ def layer_map(comparison: Comparison) -> Table:
     names = [group.name for group in comparison.setting.groups]
     rows = [
         [Cell(one.criterion), *(_heat(one.spearman.layers.get(name)) for name in names)]
-        for one in comparison.correlations()
+        for one in _closest(comparison)
     ]
     return Table("Spearman's ρ within each layer", ["", *names], rows).turned()
 
@@ -127,68 +130,6 @@ def skipped(comparison: Comparison) -> dict[str, list[str]]:
 
 
 # ---------------------------------------------------------------------- the pruned networks
-def named(comparison: Comparison) -> list[str]:
-    """The criteria with a colour: the recommended, those closest to it, the baseline."""
-    advice = comparison.recommendation
-    order = [advice.criterion] if advice.criterion else []
-    order += [duel.other for duel in advice.duels]
-    order += [name for name in comparison.criteria if name not in order]
-    if "random" in order[NAMED:]:
-        order.insert(NAMED - 1, "random")
-    return order[:NAMED]
-
-
-def curve_charts(comparison: Comparison) -> list[Chart]:
-    """The metric against the budget, one chart for each form."""
-    colours = {name: i for i, name in enumerate(named(comparison))}
-    return [
-        _curve_chart(comparison, form, own, colours)
-        for form in FORMS
-        if (own := [curve for curve in comparison.curves() if curve.form == form])
-    ]
-
-
-def _curve_chart(
-    comparison: Comparison, form: str, curves: list[Curve], colours: dict[str, int]
-) -> Chart:
-    setting = comparison.setting
-    series = []
-    for curve in curves:
-        points = [point for point in curve.points if drawable(point.mean)]
-        if not points:
-            continue
-        spreads = [point.spread or 0.0 for point in points]
-        band = [(p.mean - s, p.mean + s) for p, s in zip(points, spreads, strict=True)]
-        colour = colours.get(curve.criterion)
-        series.append(
-            Series(
-                curve.criterion,
-                [(100 * point.budget, point.mean) for point in points],
-                band if colour is not None and any(spreads) else [],
-                colour,
-            )
-        )
-    series.sort(key=lambda s: NAMED if s.colour is None else s.colour)
-    return Chart(
-        form,
-        TITLES[form],
-        f"{NAMES[setting.measure]} kept (%)",
-        setting.metric_name,
-        series,
-        _uncut(comparison),
-        falling=True,
-    )
-
-
-def _uncut(comparison: Comparison) -> list[Mark]:
-    metric = comparison.setting.metric
-    return [] if metric is None or not drawable(metric) else [Mark("y", metric, "uncut", "")]
-
-
-def drawable(value: float) -> bool:
-    return math.isfinite(value) and abs(value) < 1e100
-
-
 def results(comparison: Comparison) -> list[Table]:
     """The metric of every criterion at every budget, for each form; the best first."""
     out = []
@@ -231,30 +172,10 @@ def duels(comparison: Comparison) -> list[str]:
 
 
 # ---------------------------------------------------------------------- sensitivity
-def sensitivity_charts(comparison: Comparison) -> list[Chart]:
-    """The metric against the fraction removed of one layer; the most sensitive have a colour."""
-    out: list[Chart] = []
-    for criterion, lines in _by_criterion(comparison).items():
-        worst = sorted(lines, key=lambda line: -_loss(comparison, line))[:NAMED]
-        colours = {line.group: i for i, line in enumerate(worst)}
-        series = [
-            Series(line.group, points, colour=colours.get(line.group))
-            for line in [*worst, *(line for line in lines if line not in worst)]
-            if (points := [(100 * x, y) for x, y in line.points if drawable(y)])
-        ]
-        if series:
-            title = f"One layer at a time, the least important by {criterion} first"
-            metric = comparison.setting.metric_name
-            key = "sensitivity" if not out else f"sensitivity-{len(out) + 1}"
-            x_label = "removed of the layer's units (%)"
-            out.append(Chart(key, title, x_label, metric, series, _uncut(comparison)))
-    return out
-
-
 def sensitivity_maps(comparison: Comparison) -> list[Table]:
     """The same in numbers, coloured by how much of the metric is lost."""
     out = []
-    for criterion, lines in _by_criterion(comparison).items():
+    for criterion, lines in by_criterion(comparison).items():
         shares = sorted({x for line in lines for x, _ in line.points})
         start = comparison.setting.metric
         values = [y for line in lines for _, y in line.points if drawable(y)]
@@ -275,23 +196,9 @@ def _lost(comparison: Comparison, value: float | None, most: float) -> Cell:
         return Cell(NONE)
     start = comparison.setting.metric
     if start is None or not most or not drawable(value):
-        return Cell(f"{value:.4g}")
+        return Cell(f"{value:.3g}")
     better = (value - start) * (1 if comparison.setting.mode == "max" else -1)
-    return Cell(f"{value:.4g}", heat=min(better, 0.0) / most)
-
-
-def _by_criterion(comparison: Comparison) -> dict[str, list[Sensitivity]]:
-    out: dict[str, list[Sensitivity]] = {}
-    for line in comparison.sensitivities():
-        out.setdefault(line.criterion, []).append(line)
-    return out
-
-
-def _loss(comparison: Comparison, line: Sensitivity) -> float:
-    """The mean of the metric over the points, turned so that more is worse."""
-    sign = -1 if comparison.setting.mode == "max" else 1
-    values = [y for _, y in line.points if drawable(y)]
-    return sign * sum(values) / len(values) if values else math.inf
+    return Cell(f"{value:.3g}", heat=min(better, 0.0) / most)
 
 
 # ---------------------------------------------------------------------- price, refusals, setting

@@ -13,6 +13,7 @@ from ..compare.statistics import DRAWS
 from . import compared as content
 from .charts import draw
 from .compared import Table
+from .compared_charts import curve_charts, sensitivity_charts
 from .figures import figure, plot, write_all
 from .html import render
 from .words import printable
@@ -49,8 +50,8 @@ def render_comparison(comparison: Comparison) -> str:
         "comparison.html.j2",
         content=content,
         comparison=comparison,
-        curve_charts=[draw(chart) for chart in content.curve_charts(comparison)],
-        sensitivity_charts=[draw(chart) for chart in content.sensitivity_charts(comparison)],
+        curve_charts=[draw(chart) for chart in curve_charts(comparison)],
+        sensitivity_charts=[draw(chart) for chart in sensitivity_charts(comparison)],
         sure=SURE,
         draws=DRAWS,
     )
@@ -66,7 +67,7 @@ def write_comparison_figures(comparison: Comparison, directory: str | Path) -> l
 
 
 def _figures(comparison: Comparison) -> Iterator[tuple[str, Any]]:
-    for chart in (*content.sensitivity_charts(comparison), *content.curve_charts(comparison)):
+    for chart in (*sensitivity_charts(comparison), *curve_charts(comparison)):
         yield chart.key, plot(chart)
     heat = content.layer_map(comparison)
     if heat.hot:
@@ -135,4 +136,4 @@ def _text(table: Table) -> str:
 
 
 def _both(text: str, small: tuple[str, ...]) -> str:
-    return f"{text} ({', '.join(small)})" if small else text
+    return f"{text} ({small[0]})" if small else text

@@ -93,7 +93,8 @@ class Program:
     holds tensors met on the way that belong to neither. `attributes` are the integer attributes of
     the modules, `methods` names the method of a module that a piece of code is, and `parameters`
     gives the shape of every parameter of the model, used or not. `training` is a run in training
-    mode, where eval mode leaves parameters unused.
+    mode, where eval mode leaves parameters unused. `looks` says that the code looked at a value
+    that depends on the inputs, so that other inputs may take another way.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -107,6 +108,7 @@ class Program:
     methods: dict[tuple[str, CodeType], str] = field(default_factory=dict)
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     training: Run = field(default_factory=Run)
+    looks: bool = False
 
     def output_ids(self) -> list[int]:
         return [leaf.id for leaf in pytree.tree_leaves(self.outputs) if isinstance(leaf, Ref)]

@@ -242,6 +242,7 @@ class Recorder:
         inputs = tuple([self._ids[id(tensor)][1] for tensor in found])
         values = self.program.values
         live = any(values[ident].live for ident in inputs)
+        self.program.looks |= live and func is aten._local_scalar_dense.default
         multiple = isinstance(result, (tuple, list))
         outputs = tuple(
             self.bind(out, live) if isinstance(out, torch.Tensor) else None

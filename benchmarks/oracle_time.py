@@ -1,0 +1,214 @@
+"""The exact oracle against one forward per unit, in one process."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import nets
+import torch
+import typer
+from peak import Peak
+from torch import Tensor, nn
+
+import secateurs as sc
+from lenet import pretrained
+from secateurs.atomic import write_text
+from secateurs.data import mnist
+from secateurs.exact.changes import Engine
+from secateurs.groups import Graph
+
+WANTED = {"lenet5": 100.0, "vgg16": 4.2, "resnet20": 2.3}
+loss = nn.CrossEntropyLoss(reduction="none")
+
+
+def case(name: str, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network and its examples."""
+    torch.manual_seed(seed)
+    if name == "lenet5":
+        images, labels = mnist.load("test")
+        return pretrained(0), images, labels
+    images, labels = torch.randn(256, 3, 32, 32), torch.randint(10, (256,))
+    model = nets.vgg16() if name == "vgg16" else nets.ResNet20()
+    return nets.settled(model, images), images, labels
+
+
+# ---------------------------------------------------------------------- one forward per unit
+def naive_pass(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> float:
+    """One forward over all examples, as the loop does for each unit: its mean loss."""
+    total = 0.0
+    with torch.no_grad():
+        for images, labels in zip(x.split(batch), y.split(batch), strict=True):
+            total += float(loss(model(images), labels).sum())
+    return total / len(x)
+
+
+def best_batch(model: nn.Module, x: Tensor, y: Tensor) -> int:
+    """The batch size at which the naive loop is fastest, on at most 1,024 examples."""
+    x, y = x[:1024], y[:1024]
+    times = {}
+    for batch in (16, 32, 64, 128, 256, 512):
+        if batch <= len(x):
+            naive_pass(model, x[:batch], y[:batch], batch)
+            times[batch] = min(timed(model, x, y, batch) for _ in range(2))
+    return min(times, key=times.__getitem__)
+
+
+def timed(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> float:
+    started = time.perf_counter()
+    naive_pass(model, x, y, batch)
+    return time.perf_counter() - started
+
+
+def strata(graph: Graph, units: int) -> list[tuple[str, int]]:
+    """At least so many units, as many of each group, spread over it."""
+    each = -(-units // len(graph))
+    return [
+        (group.name, i * group.size // each)
+        for group in graph
+        for i in range(min(each, group.size))
+    ]
+
+
+def naive(
+    model: nn.Module, graph: Graph, x: Tensor, y: Tensor, batch: int, units: int
+) -> list[float]:
+    """Seconds of one forward over the data, once for each unit of the sample.
+
+    The unit's writers are zeroed in place, which costs nothing: the forward is the model's own.
+    """
+    times = []
+    for name, unit in strata(graph, units):
+        members = graph[name].writes + graph[name].carries
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        saved = [(tensors[m.tensor], tensors[m.tensor].detach().clone()) for m in members]
+        with torch.no_grad():
+            for member in members:
+                if member.dim == 0 and tensors[member.tensor].is_floating_point():
+                    tensors[member.tensor][unit] = 0
+        times.append(timed(model, x, y, batch))
+        for tensor, before in saved:
+            tensor.data.copy_(before)
+    return times
+
+
+# ---------------------------------------------------------------------- the oracle
+def ours(
+    model: nn.Module, graph: Graph, x: Tensor, y: Tensor, memory: int, share: int, skip: bool
+) -> tuple[float, float]:
+    """Seconds, and peak megabytes, of the oracle.
+
+    With `share` above 1 each so-many-th unit of every group is timed, and counted so often; what
+    is done once for all units is timed by itself and counted once.
+    """
+    engine = Engine(model, graph, loss, memory=memory, skip=skip)
+    if share == 1:
+        with Peak("cpu") as peak:
+            started = time.perf_counter()
+            for part in engine.fit((x, y)):
+                for _ in engine.changes(part):
+                    pass
+            return time.perf_counter() - started, peak.megabytes or float("nan")
+    chosen = {g.name: range(0, g.size, share) for g in graph}
+    once = times_of(engine, x, y, dict.fromkeys(chosen, ()))
+    with Peak("cpu") as peak:
+        some = times_of(engine, x, y, chosen)
+    total = sum(once.values())
+    for name, seconds in some.items():
+        total += (seconds - once[name]) * graph[name].size / len(chosen[name])
+    return total, peak.megabytes or float("nan")
+
+
+def times_of(engine: Engine, x: Tensor, y: Tensor, units: dict) -> dict[str, float]:
+    """Seconds for each group's share of the units."""
+    found = dict.fromkeys(units, 0.0)
+    for part in engine.fit((x, y)):
+        before = time.perf_counter()
+        for name, _ in engine.changes(part, units):
+            now = time.perf_counter()
+            found[name] += now - before
+            before = now
+    return found
+
+
+def rows(names: list[str], seed: int, units: int, memory: int, share: int) -> Iterator[tuple]:
+    for name in names:
+        model, x, y = case(name, seed)
+        graph = sc.trace(model, x[:2])
+        batch = best_batch(model, x, y)
+        step = 1 if name == "lenet5" else share
+        list(Engine(model, graph, loss).changes((x[:64], y[:64]), {graph.groups[-1].name: [0]}))
+        half = naive(model, graph, x, y, batch, units)
+        found, peak = ours(model, graph, x, y, memory, step, skip=True)
+        every, _ = ours(model, graph, x, y, memory, step, skip=False)
+        half_again = naive(model, graph, x, y, batch, 8)
+        one = statistics.fmean(half + half_again)
+        loop = one * graph.size
+        yield (
+            name,
+            f"{len(x):,}",
+            graph.size,
+            f"{one:.2f} s × {graph.size} = {loop:,.0f} s",
+            batch,
+            f"{found:,.1f} s" + ("" if step == 1 else f" (from 1/{step} of the units)"),
+            f"{loop / found:.1f}×",
+            f"{loop / every:.1f}×",
+            f"≥ {WANTED[name]:g}×",
+            f"{peak:,.0f} of {memory / 2**20:,.0f} MB",
+            f"{min(half + half_again):.2f} to {max(half + half_again):.2f} s",
+        )
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="lenet5, vgg16, resnet20")] = None,
+    seed: int = 0,
+    units: Annotated[int, typer.Option(help="units that the naive loop is timed on")] = 32,
+    memory: Annotated[int, typer.Option(help="bytes")] = 1_000_000_000,
+    share: Annotated[int, typer.Option(help="time each so-many-th unit of the oracle")] = 1,
+    out: Path | None = None,
+) -> None:
+    """Print the table, and write it to a page."""
+    columns = (
+        "network examples units naive batch oracle ratio unskipped wanted memory spread".split()
+    )
+    table = list(rows(names or list(WANTED), seed, units, memory, share))
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    for row in table:
+        print("\n".join(f"{c:>22}: {v}" for c, v in zip(columns, row, strict=True)), end="\n\n")
+    if out is not None:
+        lines = ["| " + " | ".join(map(str, row)) + " |" for row in [columns, ["---"] * 11, *table]]
+        fresh = {str(row[0]) for row in table}
+        if out.exists():  # the networks that were not timed now keep their lines
+            lines += [
+                line
+                for line in out.read_text().splitlines()
+                if line.startswith(tuple(f"| {name} " for name in WANTED.keys() - fresh))
+            ]
+        write_text(
+            out, PAGE.format(machine=machine, seed=seed, units=units, table="\n".join(lines))
+        )
+
+
+PAGE = """# The exact oracle, timed
+
+`make bench-oracle` writes this page: {machine}, seed {seed}.
+
+{table}
+
+Both sides run in one process on the same threads and the same float32 weights. The naive loop
+runs the model itself once for each unit, with the weights that write the unit zeroed, at the
+batch size that is fastest for it; it is timed on at least {units} units, as many of each group
+(`spread`: the fastest and the slowest forward), and extrapolated to all. `memory`: the peak above
+the model and the data, and the bound. LeNet-5 is the trained network of the demo on MNIST's test
+images. VGG-16 and ResNet-20 have random weights with batch statistics of the images, which are
+noise: what the weights have learnt matters only for how many samples are silent, so `unskipped`
+is the ratio where none is left out. Where the oracle is timed on a part of the units, as `oracle`
+then says, what is done once for all of them is timed by itself and counted once.
+"""
+
+if __name__ == "__main__":
+    typer.run(main)
