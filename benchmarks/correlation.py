@@ -205,9 +205,9 @@ def _why(found: Found) -> str:
     )
     pairs = ", ".join(f"{a:.2f} → {b:.2f}" for a, b in zip(divided, whole, strict=True))
     return f"""Over all layers, with scores as they are, the paper has Taylor last (0.14). Its
-formula is the mean over the positions of a map, so maps of many positions seem unimportant beside those of
-few. `taylor-gate`, the derivative by the gate, is the same without the division, and ranks alike
-within a layer. With it the correlation over all layers becomes, in the order of the networks:
+formula is the mean over the positions of a map, so maps of many positions seem unimportant beside
+those of few. `taylor-gate`, the derivative by the gate, is the same without the division, and ranks
+alike within a layer. With it the correlation over all layers becomes, in the order of the networks:
 {pairs}."""
 
 
