@@ -80,8 +80,8 @@ def document(found: Found, command: str) -> str:
 data, for every criterion. Spearman's rank correlation with the oracle |C(g_i = 0) − C(1)|, which is
 exact, over {one.setting.examples:,} training images. The nets are trained from scratch by the
 command, and have no BatchNorm unless it is said; the paper's VGG-16 was fine-tuned on Birds-200.
-Each figure is the mean over {seeds} base networks (seeds 0 to {seeds - 1}), with the standard
-deviation over them; intervals are in the tables of each net.
+Base networks of each: {seeds}, from seed 0 on; figures are their mean and standard deviation.
+Intervals are in the tables of each net.
 
 {_networks(found)}
 
@@ -116,7 +116,7 @@ def _networks(found: Found) -> str:
     for name, runs in found.items():
         size, losses = runs[0].setting.size, [run.setting.loss for run in runs]
         row = [TASKS[name].title, f"{size['macs'] / 1e6:.1f}", f"{size['params']:,}"]
-        row += [size["units"], told(losses)]
+        row += [size["units"], told(losses, 3)]
         rows.append([*row, f"{mean(_oracle_seconds(run) for run in runs):.1f}"])
     columns = ["network", "million MACs", "parameters", "units", "training loss"]
     return markdown([*columns, "seconds of the oracle"], rows)
@@ -194,7 +194,11 @@ def _verdicts(found: Found) -> str:
         rows.append(row)
     table = markdown(["network", *(form.lower() for form in FORMS)], rows)
     rivals = ", ".join(f"`{rival}`" for rival in RIVALS)
-    return f"Taylor less the best of {rivals}:\n\n{table}\n\n{_why(found)}"
+    return f"""Taylor less the best of {rivals}:
+
+{table}
+
+A lead of less than the intervals below is none. {_why(found)}"""
 
 
 def _why(found: Found) -> str:
@@ -204,17 +208,26 @@ def _why(found: Found) -> str:
         for name in ("taylor", "taylor-gate")
     )
     pairs = ", ".join(f"{a:.2f} → {b:.2f}" for a, b in zip(divided, whole, strict=True))
+    fitted = min(found, key=lambda name: mean(run.setting.loss for run in found[name]))
+    first, second = (
+        mean(e.value for e in values(found[fitted], name, "Per layer"))
+        for name in ("taylor", "taylor-second")
+    )
     return f"""Over all layers, with scores as they are, the paper has Taylor last (0.14). Its
 formula is the mean over the positions of a map, so maps of many positions seem unimportant beside
 those of few. `taylor-gate`, the derivative by the gate, is the same without the division, and ranks
 alike within a layer. With it the correlation over all layers becomes, in the order of the networks:
-{pairs}."""
+{pairs}.
+
+A network that fits its images leaves little gradient to expand by. On that of the least training
+loss, {TASKS[fitted].title}, `taylor` has {first:.2f} per layer, and `taylor-second`, which adds the
+second order, {second:.2f}."""
 
 
-def told(numbers: Sequence[float]) -> str:
+def told(numbers: Sequence[float], digits: int = 2) -> str:
     """Mean ± standard deviation."""
-    text = f"{mean(numbers):.2f}"
-    return (f"{text} ± {stdev(numbers):.2f}" if len(numbers) > 1 else text).replace("-", "−")
+    text = f"{mean(numbers):.{digits}f}"
+    return (f"{text} ± {stdev(numbers):.{digits}f}" if len(numbers) > 1 else text).replace("-", "−")
 
 
 def main(
