@@ -77,7 +77,7 @@ def document(found: Found, command: str) -> str:
     return f"""# Which criterion agrees with the oracle
 
 `{command}` computes the figures and writes this page: table 1 of Molchanov et al. (2016) on open
-data, for every criterion. Spearman's rank correlation with the oracle |C(g_i = 0) − C(1)|, which is
+data, for every criterion: Spearman's rank correlation with the oracle |C(g_i = 0) − C(1)|, which is
 exact, over {one.setting.examples:,} training images. The nets are trained from scratch by the
 command, and have no BatchNorm unless it is said; the paper's VGG-16 was fine-tuned on Birds-200.
 Base networks of each: {seeds}, from seed 0 on; figures are their mean and standard deviation.
@@ -198,7 +198,9 @@ def _verdicts(found: Found) -> str:
 
 {table}
 
-A lead of less than the intervals below is none. {_why(found)}"""
+A lead of less than the intervals below is none.
+
+{_why(found)}"""
 
 
 def _why(found: Found) -> str:
@@ -209,9 +211,9 @@ def _why(found: Found) -> str:
     )
     pairs = ", ".join(f"{a:.2f} → {b:.2f}" for a, b in zip(divided, whole, strict=True))
     fitted = min(found, key=lambda name: mean(run.setting.loss for run in found[name]))
-    first, second = (
+    first, squared, second = (
         mean(e.value for e in values(found[fitted], name, "Per layer"))
-        for name in ("taylor", "taylor-second")
+        for name in ("taylor", "taylor-squared", "taylor-second")
     )
     return f"""Over all layers, with scores as they are, the paper has Taylor last (0.14). Its
 formula is the mean over the positions of a map, so maps of many positions seem unimportant beside
@@ -220,8 +222,9 @@ alike within a layer. With it the correlation over all layers becomes, in the or
 {pairs}.
 
 A network that fits its images leaves little gradient to expand by. On that of the least training
-loss, {TASKS[fitted].title}, `taylor` has {first:.2f} per layer, and `taylor-second`, which adds the
-second order, {second:.2f}."""
+loss, {TASKS[fitted].title}, `taylor` has {first:.2f} per layer; `taylor-squared`, whose square is of
+the mean over examples, as the oracle is, {squared:.2f}; and with the second order, `taylor-second`,
+{second:.2f}."""
 
 
 def told(numbers: Sequence[float], digits: int = 2) -> str:
