@@ -89,6 +89,10 @@ Intervals are in the tables of each net.
 
 {_verdicts(found)}
 
+A lead of less than the intervals below is none.
+
+{_why(found)}
+
 {_summaries(found)}
 
 ## Each net, with intervals
@@ -194,13 +198,7 @@ def _verdicts(found: Found) -> str:
         rows.append(row)
     table = markdown(["network", *(form.lower() for form in FORMS)], rows)
     rivals = ", ".join(f"`{rival}`" for rival in RIVALS)
-    return f"""Taylor less the best of {rivals}:
-
-{table}
-
-A lead of less than the intervals below is none.
-
-{_why(found)}"""
+    return f"Taylor less the best of {rivals}:\n\n{table}"
 
 
 def _why(found: Found) -> str:
@@ -222,9 +220,9 @@ alike within a layer. With it the correlation over all layers becomes, in the or
 {pairs}.
 
 A network that fits its images leaves little gradient to expand by. On that of the least training
-loss, {TASKS[fitted].title}, `taylor` has {first:.2f} per layer; `taylor-squared`, whose square is of
-the mean over examples, as the oracle is, {squared:.2f}; and with the second order, `taylor-second`,
-{second:.2f}."""
+loss, {TASKS[fitted].title}, `taylor` has {first:.2f} per layer; `taylor-squared`, whose square is
+of the mean over examples, as the oracle is, {squared:.2f}; and with the second order,
+`taylor-second`, {second:.2f}."""
 
 
 def told(numbers: Sequence[float], digits: int = 2) -> str:
