@@ -91,11 +91,12 @@ vgg: $(VENV)/.test  ## transfer a VGG to a task of two classes and prune its fea
 .PHONY: correlation flops iterative criteria-versus reproduce reproduce-quick
 # QUICK=1 is a smaller form, whose pages go to runs/quick
 PAGES := $(if $(QUICK),runs/quick,docs/results)
-REPRODUCE := OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python
+REPRODUCE := OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist \
+	$(BIN)/python
 WITH := $(if $(QUICK),--quick) --seeds $(SEEDS) --jobs $(JOBS)
 RUNS := $(if $(QUICK),runs/quick,runs)
 
-correlation: $(VENV)/.test  ## every criterion against the exact oracle, on five networks
+correlation: $(VENV)/.test  ## every criterion against the exact oracle, on six networks
 	$(REPRODUCE) benchmarks/correlation.py $(WITH) --folder $(RUNS)/correlation --out $(PAGES)/correlation.md
 
 flops: $(VENV)/.test  ## pruning with and without FLOPs regularisation
