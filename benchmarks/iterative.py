@@ -21,6 +21,7 @@ from versus_table import Estimate, markdown
 import secateurs as sc
 from secateurs.atomic import write_text
 from secateurs.compare.comparison import Comparison, Curve
+from secateurs.compare.record import FORMS
 
 NETWORKS = ("vgg-cifar", "alexnet-fashion")
 CRITERIA = ("taylor", "weight", "random")
@@ -48,6 +49,7 @@ def compare(name: str, seed: int, quick: bool, folder: Path, jobs: int) -> Compa
         budgets=(0.25,) if quick else (0.5, 0.25, 0.1),
         updates=task.updates // 4 if quick else task.updates,
         rounds=ROUNDS,
+        forms=FORMS,
         examples=640,
         oracle=False,
         sensitivity=(),
@@ -103,7 +105,7 @@ def _errors(found: Found) -> str:
         uncut = told([run.setting.metric or 0.0 for run in runs])
         for criterion, budget in product(setting.criteria, setting.budgets):
             row = [TASKS[name].title, f"`{criterion}`", f"{budget:.0%}", uncut]
-            for form in ("one-shot", "fine-tuned", "iterative"):
+            for form in FORMS:
                 row.append(told(errors(runs, form, criterion, budget)))
             rows.append(row)
     columns = ["network", "criterion", "MACs", "uncut (%)", "one cut, no updates (%)"]
