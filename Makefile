@@ -3,6 +3,7 @@
 PYTHON ?= python3
 JOBS ?= 2
 SEED ?= 0
+SEEDS ?= 3
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -86,6 +87,32 @@ versus: $(VENV)/.bench  ## prune beside Torch-Pruning at equal MACs and updates,
 vgg: $(VENV)/.test  ## transfer a VGG to a task of two classes and prune its feature maps
 	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/vgg_recipe.py \
 		--out docs/results/vgg.md
+
+.PHONY: correlation flops iterative criteria-versus reproduce reproduce-quick
+# QUICK=1 is a smaller form, whose pages go to runs/quick
+PAGES := $(if $(QUICK),runs/quick,docs/results)
+REPRODUCE := OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist \
+	$(BIN)/python
+WITH := $(if $(QUICK),--quick) --seeds $(SEEDS) --jobs $(JOBS)
+RUNS := $(if $(QUICK),runs/quick,runs)
+
+correlation: $(VENV)/.test  ## every criterion against the exact oracle, on six networks
+	$(REPRODUCE) benchmarks/correlation.py $(WITH) --folder $(RUNS)/correlation --out $(PAGES)/correlation.md
+
+flops: $(VENV)/.test  ## pruning with and without FLOPs regularisation
+	$(REPRODUCE) benchmarks/flops.py $(WITH) --results $(RUNS)/flops.jsonl --out $(PAGES)/flops.md
+
+iterative: $(VENV)/.test  ## one cut against many, at equal updates
+	$(REPRODUCE) benchmarks/iterative.py $(WITH) --folder $(RUNS)/iterative --out $(PAGES)/iterative.md
+
+criteria-versus: $(VENV)/.bench  ## every criterion of Torch-Pruning beside its twin
+	$(REPRODUCE) benchmarks/criteria_versus.py $(WITH) --results $(RUNS)/criteria-versus.jsonl \
+		--out $(PAGES)/criteria-versus.md
+
+reproduce: correlation flops iterative criteria-versus  ## the four above: three hours on 2 cores
+
+reproduce-quick:  ## a small form of the four: ten minutes
+	$(MAKE) reproduce QUICK=1
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site

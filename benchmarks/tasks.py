@@ -1,16 +1,19 @@
-"""What is pruned in the comparison: trained networks, their data, and how they are fine-tuned."""
+"""What is pruned in the experiments: trained networks, their data, and how they are fine-tuned."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import cifar
+import fashion
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from small_nets import ResNet8, alexnet, vgg
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,39 +25,6 @@ from secateurs.process.stream import Stream
 CACHE = cifar.CACHE.parent / "networks"  # those that are trained here
 HELD_OUT = 5_000  # training images at the end that settings are chosen on
 BATCH = 64
-
-
-class Block(nn.Module):
-    """Two 3 × 3 convolutions that halve the image, around a 1 × 1 shortcut."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=2, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.bn3(self.shortcut(x)))
-
-
-class ResNet8(nn.Module):
-    """A residual network of eight layers in the longest path: 9.0 million MACs at 32²."""
-
-    def __init__(self, widths: tuple[int, ...] = (16, 28, 56, 112)):
-        super().__init__()
-        self.conv = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(widths[0])
-        self.blocks = nn.Sequential(*map(Block, widths, widths[1:]))
-        self.classifier = nn.Linear(widths[-1], len(cifar.CLASSES))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, 10) of images (N, 3, 32, 32)."""
-        x = self.blocks(F.relu(self.bn(self.conv(images))))
-        return self.classifier(x.mean((2, 3)))
 
 
 @dataclass(frozen=True)
@@ -80,6 +50,12 @@ class Images:
         return Images(
             self.pixels[chosen], self.labels[chosen], self.mean, self.std, self.shift, self.flip
         )
+
+    def sample(self, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+        """Batches of images drawn without replacement, as they are."""
+        draw = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(self.labels), generator=draw)[:count]
+        return [(self.standardised(part), self.labels[part]) for part in chosen.split(2 * BATCH)]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """An epoch of shuffled training batches; the draws are from PyTorch's generator."""
@@ -114,14 +90,22 @@ class Images:
         return 100 * wrong / len(self.labels)
 
 
+def sgd(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """What every network here is trained and fine-tuned with."""
+    return torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def cosine(optimizer: torch.optim.Optimizer, updates: int) -> Any:
+    """The rate falls to nothing along a cosine."""
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(updates, 1))
+
+
 def fine_tune(model: nn.Module, batches: Iterable, updates: int, lr: float) -> None:
-    """SGD with momentum, its rate falling from `lr` to nothing along a cosine."""
+    """Update the weights once for each batch, at a rate that falls from `lr`."""
     device, mode = next(model.parameters()).device, model.training
     model.train()
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=5e-4
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(updates, 1))
+    optimizer = sgd(model.parameters(), lr)
+    schedule = cosine(optimizer, updates)
     for images, labels in batches:
         optimizer.zero_grad()
         F.cross_entropy(model(images.to(device)), labels.to(device)).backward()
@@ -207,6 +191,32 @@ def _mnist(split: str) -> Images:
     return Images(*mnist.load_bytes(split), mean, std)
 
 
+@cache
+def _fashion(split: str) -> Images:
+    mean, std = (torch.tensor(value) for value in (fashion.MEAN, fashion.STD))
+    return Images(*fashion.load(split), mean, std, flip=True)
+
+
+def _plain(
+    data: str, title: str, channels: int, size: int, load: Callable[[str], Images]
+) -> list[Task]:
+    """The nets without BatchNorm, which want a lower rate, on one set of images."""
+    names = {"vgg": ("VGG-like", vgg), "alexnet": ("AlexNet-like", alexnet)}
+    return [
+        Task(
+            f"{name}-{data}",
+            f"{likeness}, {title}",
+            partial(build, channels, size),
+            load,
+            training=(3000, 0.01),
+            updates=800,
+            each=30,
+            lr=0.01,
+        )
+        for name, (likeness, build) in names.items()
+    ]
+
+
 TASKS = {
     task.name: task
     for task in (
@@ -225,6 +235,18 @@ TASKS = {
             "resnet8",
             "ResNet-8, CIFAR-10",
             ResNet8,
+            _cifar,
+            training=(3000, 0.1),
+            updates=800,
+            each=30,
+            lr=0.05,
+        ),
+        *_plain("cifar", "CIFAR-10", 3, 32, _cifar),
+        *_plain("fashion", "Fashion-MNIST", 1, 28, _fashion),
+        Task(
+            "vgg-bn-cifar",
+            "VGG-like with BatchNorm, CIFAR-10",
+            partial(vgg, norm=True),
             _cifar,
             training=(3000, 0.1),
             updates=800,

@@ -14,17 +14,16 @@ import json
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from itertools import product
-from multiprocessing import get_context
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 import typer
+from cells import run_cells, train_bases
 from peak import Peak
 from tasks import TASKS, Images, Task, count_macs, fine_tune
 from torch import nn
+from twins import SCORE_BATCHES, TWINS
 from versus_table import document
 
 import secateurs as sc
@@ -33,10 +32,10 @@ from secateurs.process.stream import Stream
 
 ROUNDS = 20  # a removal takes a twentieth of the original units
 FINE = 20  # Torch-Pruning's steps in a removal, so that it meets the MACs as closely as we do
-SCORE_BATCHES = 10
+NETWORKS = ("lenet5", "resnet8")
 FRACTIONS = (0.5, 0.25, 0.1)
 OPTIONS = '{"cost_power": 0.5}'  # chosen with --validation
-CRITERIA = {"taylor": "taylor", "l2": "weight"}  # what the cells call them -> our names
+CRITERIA = ("taylor", "l2")
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,12 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.task} {self.criterion} {self.macs} seed{self.seed} {self.side}"
+
+
+def say(record: dict) -> str:
+    """What is printed of a run when it ends."""
+    cell = " ".join(str(record[name]) for name in ("task", "criterion", "macs", "seed", "side"))
+    return f"{cell}: {record['error']:.2f}%"
 
 
 @dataclass
@@ -99,7 +104,7 @@ def ours(job: Job) -> nn.Module:
         train=job.train,
         budget={"macs": job.macs},
         loss=nn.CrossEntropyLoss(reduction="none"),
-        criterion=CRITERIA[job.criterion],
+        criterion=TWINS[job.criterion].ours,
         finetune=job.tune,
         step=1 / ROUNDS,
         updates=job.each,
@@ -116,10 +121,8 @@ def theirs(job: Job) -> nn.Module:
     import torch_pruning as tp
 
     model, scoring = copy.deepcopy(job.model), Stream(job.train, job.seed)
-    importance = {
-        "taylor": tp.importance.GroupTaylorImportance,
-        "l2": tp.importance.GroupMagnitudeImportance,
-    }[job.criterion]()
+    twin = TWINS[job.criterion]
+    importance = twin.make()
     pruner = tp.pruner.BasePruner(
         model,
         job.example,
@@ -130,12 +133,9 @@ def theirs(job: Job) -> nn.Module:
         ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear)][-1:],
     )
     while count_macs(model, job.example) > job.macs:
-        model.zero_grad()
-        if job.criterion == "taylor":
-            for images, labels in scoring.take(SCORE_BATCHES):
-                device = job.example.device
-                F.cross_entropy(model(images.to(device)), labels.to(device)).backward()
-        for _ in range(FINE):
+        for step in range(FINE):
+            if step == 0 or twin.every_step:
+                twin.show(importance, model, scoring.take(twin.batches))
             pruner.step()
             if count_macs(model, job.example) <= job.macs:
                 break
@@ -148,8 +148,6 @@ SIDES: dict[str, Callable[[Job], nn.Module]] = {"ours": ours, "theirs": theirs}
 
 def run(cell: Cell) -> tuple[Cell, dict]:
     """Prune, fine-tune with all the updates that are left, and measure."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     torch.manual_seed(cell.seed)
     task = TASKS[cell.task]
     train, held_out = task.data(cell.validation)
@@ -167,7 +165,6 @@ def run(cell: Cell) -> tuple[Cell, dict]:
     rounds, at_budget = tune.rounds, held_out.error(small)
     tune(small, tune.left)
     return cell, {
-        **asdict(cell),
         "error_before": held_out.error(model),
         "error_at_budget": at_budget,
         "error": held_out.error(small),
@@ -180,19 +177,6 @@ def run(cell: Cell) -> tuple[Cell, dict]:
         "peak_mb": peak.megabytes,
         "torch": torch.__version__,
     }
-
-
-def train_base(task: str, seed: int, validation: bool) -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    TASKS[task].train(seed, validation)
-
-
-def read(path: Path) -> dict[Cell, dict]:
-    """The cells that are done."""
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    names = [f.name for f in fields(Cell)]
-    return {Cell(*(record[name] for name in names)): record for record in records}
 
 
 def main(
@@ -212,23 +196,14 @@ def main(
 ) -> None:
     """Run what is not yet in the results, and make the table."""
     started = time.perf_counter()
-    choices = product(TASKS, CRITERIA, FRACTIONS, range(seeds), SIDES)
+    choices = product(NETWORKS, CRITERIA, FRACTIONS, range(seeds), SIDES)
     ours_alone = {"ours": options, "theirs": ""}
     cells = [Cell(*c, validation, scale, device, ours_alone[c[-1]]) for c in choices]
     cells = [cell for cell in cells if re.search(only, cell.name)]
-    bases = dict.fromkeys((cell.task, cell.seed, cell.validation) for cell in cells)
-    for name in dict.fromkeys(cell.task for cell in cells):
-        TASKS[name].data(validation)  # fetched once, by this process
-    done = read(Path(results))
-    todo = [cell for cell in cells if cell not in done]
-    with get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
-        pool.starmap(train_base, bases, chunksize=1)
-        for cell, record in pool.imap_unordered(run, todo, chunksize=1):
-            done[cell] = record
-            write_text(results, "".join(f"{json.dumps(line)}\n" for line in done.values()))
-            print(f"{cell.name}: {record['error']:.2f}%", flush=True)
-    page = document([done[cell] for cell in cells])
-    print(page, f"{len(todo)} runs in {time.perf_counter() - started:.0f} s", sep="\n")
+    train_bases(((cell.task, cell.seed, cell.validation) for cell in cells), jobs)
+    records = run_cells(run, cells, results, jobs, say)
+    page = document(records)
+    print(page, f"{time.perf_counter() - started:.0f} s", sep="\n")
     if out:
         write_text(out, page)
 

@@ -1,0 +1,121 @@
+"""The reproductions: their networks, and the arithmetic of their tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests import comparisons
+
+import secateurs as sc
+from secateurs.compare.comparison import Comparison
+from secateurs.criteria import CRITERIA
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.mark.parametrize("network", ["vgg", "alexnet"])
+@pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 28)])
+def test_networks_are_small_and_whole_layers_may_shrink(network, channels, size):
+    import small_nets
+    from tasks import count_macs
+
+    example = torch.zeros(1, channels, size, size)
+    model = getattr(small_nets, network)(channels, size).eval()
+    assert model(example).shape == (1, 10)
+    assert count_macs(model, example) <= 10_000_000
+    weighted = [m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    assert len(sc.trace(model, example).groups) == len(weighted) - 1  # all but the classifier
+
+
+def test_a_sample_is_drawn_without_replacement_from_its_seed():
+    from tasks import Images
+
+    pixels = torch.arange(200, dtype=torch.uint8).reshape(200, 1, 1, 1)
+    images = Images(pixels, torch.arange(200), torch.tensor(0.0), torch.tensor(1.0))
+    labels = torch.cat([labels for _, labels in images.sample(150, 0)])
+    assert len(set(labels.tolist())) == 150
+    assert not torch.equal(labels, torch.cat([y for _, y in images.sample(150, 1)]))
+    first, own = images.sample(150, 0)[0]
+    assert torch.allclose(first.flatten() * 255, own.float())
+
+
+def test_twins_are_criteria_of_ours():
+    from twins import TWINS
+
+    assert {twin.ours for twin in TWINS.values()} <= set(CRITERIA)
+
+
+def test_batchnorm_scales_are_compared_only_where_there_are_some():
+    from criteria_versus import cells
+
+    found = cells(("lenet5", "resnet8"), seeds=2, scale=1.0)
+    assert {c.task for c in found if c.criterion == "bn-scale"} == {"resnet8"}
+    assert {(c.validation, c.seed) for c in found} == {(True, 0), (False, 0), (False, 1)}
+    assert all(bool(c.options) == (c.side == "ours") for c in found)
+
+
+def test_a_criterion_is_chosen_on_held_out_images_alone():
+    from criteria_versus import chosen
+
+    def record(criterion: str, validation: bool, error: float) -> dict:
+        return {
+            "task": "lenet5", "side": "ours", "criterion": criterion, "validation": validation,
+            "error": error,
+        }  # fmt: skip
+
+    records = [
+        record("taylor", True, 2.0),
+        record("l2", True, 1.0),
+        record("taylor", False, 0.1),
+        record("l2", False, 9.0),
+    ]
+    assert chosen(records) == {("lenet5", "ours"): "l2"}
+
+
+def test_errors_are_read_where_a_run_crosses_a_fraction_of_the_macs():
+    from flops import at, kept
+
+    run = {"macs": [100, 80, 40], "error": [1.0, 3.0, 7.0]}
+    assert at(run, 1.0) == 1.0
+    assert at(run, 0.9) == pytest.approx(2.0)
+    assert at(run, 0.5) == pytest.approx(6.0)
+    history = [{"removed": {}}, {"removed": {"a": 2}}, {"removed": {"a": 1, "b": 4}}]
+    assert kept({"a": 8, "b": 8}, history, 1) == {"a": 6, "b": 8}
+    assert kept({"a": 8, "b": 8}, history, 2) == {"a": 5, "b": 4}
+
+
+def test_the_table_says_where_taylor_is_behind(monkeypatch):
+    import correlation
+
+    truth = comparisons.oracle()
+    rows = {}
+    for taylor, weight in ((0.1, 3.0), (3.0, 0.1)):
+        lines = [truth, *(comparisons.noisy(truth, *pair) for pair in
+                          (("taylor", taylor), ("weight", weight), ("random", 1e6)))]  # fmt: skip
+        found = {"lenet5": [Comparison(comparisons.setting(), lines)]}
+        rows[taylor] = correlation._verdicts(found).splitlines()[-1]
+    assert rows[0.1].count("ahead") == 3
+    assert "behind" not in rows[0.1]
+    assert rows[3.0].count("behind, −") == 3
+    assert rows[3.0].count("`weight`") == 3
+
+
+def test_done_cells_are_not_run_again(tmp_path):
+    import json
+
+    from cells import read, run_cells
+    from flops import Cell
+
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps({"weight": 0.1, "seed": 2, "scale": 1.0, "task": "x", "e": 5}))
+    cell = Cell(0.1, 2, 1.0, "x")
+    assert list(read(path, Cell)) == [cell]
+    [record] = run_cells(pytest.fail, [cell], path, 1, str)
+    assert record["e"] == 5
