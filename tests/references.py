@@ -254,6 +254,18 @@ def of_slopes(one: Callable[[Tensor], Tensor]) -> Callable[..., Values]:
     return lambda net, x, y: {g: one(rows) for g, rows in slopes(net, x, y).items()}
 
 
+def changes(net: Everything, x: Tensor, y: Tensor) -> Values:
+    """C(g_i = 0) − C(1) of the mean loss, a whole forward for each unit."""
+    out = {g: torch.zeros(n, dtype=torch.float64) for g, n in SIZES.items()}
+    with torch.no_grad():
+        whole = LOSS(net(x), y).mean()
+        for g, n in SIZES.items():
+            for i in range(n):
+                gate = 1 - torch.eye(n, dtype=torch.float64)[i]
+                out[g][i] = LOSS(gated(net, x, {g: gate}), y).mean() - whole
+    return out
+
+
 def random(net: Everything, x: Tensor, y: Tensor) -> Values:
     draws = {g: torch.Generator().manual_seed(zlib.crc32(f"0/{g}".encode())) for g in SIZES}
     return {g: torch.rand(n, generator=draws[g], dtype=torch.float64) for g, n in SIZES.items()}
@@ -275,6 +287,8 @@ REFERENCES: dict[str, Callable[[Everything, Tensor, Tensor], Values]] = {
     "bn-scale": lambda net, x, y: {
         "stem": net.norm_stem.weight.detach().abs(), "a": net.norm_a.weight.detach().abs()
     },
+    "oracle": lambda net, x, y: {g: rows.abs() for g, rows in changes(net, x, y).items()},
+    "oracle-loss": changes,
     "random": random,
 }  # fmt: skip
 for _side, _suffix in (("writes", ""), ("reads", "-reads")):

@@ -14,7 +14,7 @@ class Oracle:
     """`Θ(i) = |mean over examples of C_n(g_i = 0) − C_n(1)|`, computed and not estimated.
 
     Args:
-        signed: without the absolute value: a unit whose loss hurts less than nothing goes first.
+        signed: without the absolute value: what the network does better without goes first.
 
     Source: Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient
     Inference (2016), section 2.1: oracle-abs, and oracle-loss where signed.

@@ -29,6 +29,7 @@ from .whole import Forwards, fixed_recording, gated_outputs
 Units = Mapping[str, Sequence[int]]
 
 _CACHE = 32 << 20  # bytes of a chunk: large enough for matrix products, small enough for a cache
+_PART = 256  # examples that are held at once, where they are independent: more gain nothing
 
 
 @dataclass
@@ -112,10 +113,13 @@ class Engine:
             known = self._recording(call)
             if not known.recording.holds:
                 return [batch]
-            most = max(1, int(self.memory / 2 / max(known.held, 1)))
+            fit = max(1, int(self.memory / 2 / max(known.held, 1)))
+            most = min(fit, _PART)
             if n <= most:
                 return [batch]
             if known.recording.layouts is None or not self._splits(call, target, n, most):
+                if n <= fit:
+                    return [batch]
                 need = 2 * known.held * n / 1e6
                 raise DataError(
                     f"a batch of {n} examples takes about {need:.0f} MB, more than memory="
@@ -163,10 +167,12 @@ class Engine:
         call, target = batch
         n = count_examples(batch)
         inputs = recording.inputs(call)
-        outputs, loud = first_pass(recording, inputs, n, cones)
-        base = recording.outputs(outputs)
-        judges = self._judges(base, target, n)
-        walk = Walk(recording, inputs, n, cones)
+        needs = set().union(*(cone.needs for cone in cones))
+        if n * sum(map(recording.bytes_per_example, needs)) > self.memory / 4:
+            needs = set()  # the walk computes them again, and holds them as long as it must
+        outputs, loud, held = first_pass(recording, inputs, n, cones, needs)
+        judges = self._judges(recording.outputs(outputs), target, n)
+        walk = Walk(recording, inputs | held, n, cones)
         due = [cone.work * n * len(wanted[cone.group.name]) for cone in cones]
         done, total = 0.0, max(sum(due), 1.0)
         for index, cone in enumerate(cones):
@@ -206,7 +212,7 @@ class Engine:
         recording = fixed_recording(self.model, recording, call)
         cones = [cone for cone in _cones(recording) if cone.group.name in names]
         inputs = recording.inputs(call)
-        outputs, _ = first_pass(recording, inputs, n, [])
+        outputs, _, _ = first_pass(recording, inputs, n, [])
         judges = self._judges(recording.outputs(outputs), target, n)
         walk = Walk(recording, inputs, n, cones)
         for index, cone in enumerate(cones):

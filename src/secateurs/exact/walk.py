@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ class Walk:
 
     Args:
         recording: of the model.
-        inputs: the values of its inputs.
+        inputs: the values of its inputs, and others that are known.
         n: how many examples they hold.
         cones: of the groups, in the order in which `reach` will be called.
     """
@@ -87,15 +87,19 @@ def held_per_example(recording: Recording, cones: Sequence[Cone]) -> float:
 
 
 def first_pass(
-    recording: Recording, inputs: dict[int, Tensor], n: int, cones: Sequence[Cone]
-) -> tuple[dict[int, Tensor], list[Tensor]]:
+    recording: Recording,
+    inputs: dict[int, Tensor],
+    n: int,
+    cones: Sequence[Cone],
+    keep: Set[int] = frozenset(),
+) -> tuple[dict[int, Tensor], list[Tensor], dict[int, Tensor]]:
     """The outputs of the uncut network, and where the units of each group speak at all.
 
     A unit is silent in an example where all that any reader reads of it is zero: then its gate
     multiplies zeros, and nothing changes.
 
     Returns:
-        value -> output; for each cone (examples, units), bool.
+        value -> output; for each cone (examples, units), bool; the values to `keep`.
     """
     program = recording.graph.program
     env = recording.static(n)
@@ -110,9 +114,10 @@ def first_pass(
         if any(out is not None and out not in still for out in node.outputs):
             env.update(recording.run(position, env, n))
         for value in dying.get(position, ()):
-            if value not in still:
+            if value not in still and value not in keep:
                 env.pop(value, None)
-    return {ident: env[ident] for ident in program.output_ids()}, loud
+    outputs = {ident: env[ident] for ident in program.output_ids()}
+    return outputs, loud, {value: env[value] for value in keep}
 
 
 def _listen(
