@@ -66,7 +66,11 @@ class Plan:
         Raises:
             PlanError: a tensor is missing or of another shape, or an attribute differs.
         """
-        modules, own = modules_of(model), {}
+        return self.tensors_in(modules_of(model))
+
+    def tensors_in(self, modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+        """The same, with the modules of the model by path."""
+        own = {}
         for name, slices in self.tensors.items():
             tensor = tensor_of(modules, name)
             if tensor is None:

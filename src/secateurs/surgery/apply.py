@@ -42,8 +42,8 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
       (1): Linear(in_features=6, out_features=2, bias=True)
     )
     """
-    own = plan.check(model)
     modules = modules_of(model)
+    own = plan.tensors_in(modules)
     attributes = _mended(modules, plan.attributes)
     for literal in plan.literals:
         _method(modules, literal)

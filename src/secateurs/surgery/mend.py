@@ -9,6 +9,7 @@ code of a module is rewritten for that module alone; anything else is refused.
 from __future__ import annotations
 
 import dis
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ _DESCRIBES = {
     "reads": re.compile(r"in_"),
     "carries": re.compile(r"num_(features|channels|parameters)|in_channels|out_channels"),
 }
+
+
+@functools.cache
+def _describes(role: str, name: str) -> bool:
+    return _DESCRIBES[role].match(name) is not None
 
 
 @dataclass(frozen=True)
@@ -243,13 +249,13 @@ def _descriptions(
             owned.setdefault(attribute.module, []).append((attribute, value))
     out: dict[Attribute, int] = {}
     for (name, dim), (old, new) in axes.items():
-        pattern = _DESCRIBES[analysis.roles.get((name, dim), "carries")]
+        role = analysis.roles.get((name, dim), "carries")
         for attribute, value in owned.get(name.rpartition(".")[0], ()):
-            if value == old and pattern.match(attribute.name):
+            if value == old and _describes(role, attribute.name):
                 out[attribute] = new
     for used, new in solved.items():  # a depthwise convolution's groups are its input channels
         old = analysis.program.attributes[used]
         for attribute, value in owned.get(used.module, ()):
-            if value == old and attribute not in out and _DESCRIBES["reads"].match(attribute.name):
+            if value == old and attribute not in out and _describes("reads", attribute.name):
                 out[attribute] = new
     return out

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -56,25 +56,26 @@ def modules_of(model: nn.Module) -> dict[str, nn.Module]:
 
 _SCALARS = frozenset({int, float, bool, str, type(None)})
 _PLAIN = _SCALARS | {tuple, list, dict, set}
+Attributes: TypeAlias = list[tuple[str, Any]]
 _EVERY = frozenset(nn.Module().__dict__)  # what every module has; most of its attributes
 
 
-def _own_attributes(module: nn.Module) -> list[tuple[str, Any]]:
+def own_attributes(module: nn.Module) -> Attributes:
     """What a module has beside the attributes that every module has."""
     return [(name, value) for name, value in module.__dict__.items() if name not in _EVERY]
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter, buffer and plain tensor attribute by path; shared ones under each path."""
-    return tensors_of(modules_of(model))
+    return tensors_of({path: (m, own_attributes(m)) for path, m in modules_of(model).items()})
 
 
-def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
-    """The same, of modules by path."""
+def tensors_of(modules: Mapping[str, tuple[nn.Module, Attributes]]) -> dict[str, torch.Tensor]:
+    """The same, of modules and their own attributes by path."""
     out: dict[str, torch.Tensor] = {}
-    for path, module in modules.items():
+    for path, (module, own) in modules.items():
         prefix = f"{path}." if path else ""
-        for store in (module._parameters.items(), module._buffers.items(), _own_attributes(module)):
+        for store in (module._parameters.items(), module._buffers.items(), own):
             for name, value in store:
                 if type(value) not in _PLAIN and isinstance(value, torch.Tensor):
                     out[prefix + name] = value
@@ -180,7 +181,8 @@ class Recorder:
         self._storage: dict[int, int] = {}
         self._inplace: list[tuple[int, int]] = []
         self.names: dict[int, str] = {}
-        for name, tensor in tensors_of(self.modules).items():
+        self.attributes = {path: (m, own_attributes(m)) for path, m in self.modules.items()}
+        for name, tensor in tensors_of(self.attributes).items():
             first = self.names.setdefault(id(tensor), name)
             if isinstance(tensor, nn.Parameter):
                 self.program.parameters[first] = tuple(tensor.shape)
@@ -360,7 +362,7 @@ def _observed(recorder: Recorder) -> Iterator[None]:
         for path, module in once.values():
             attributes = module.__dict__
             saved.append((attributes, dict(attributes)))
-            own = _own_attributes(module)
+            own = recorder.attributes[path][1]
             attributes["forward"] = _followed(module.forward, path, recorder.stack)
             for name, value in own:
                 if type(value) is int:

@@ -7,6 +7,7 @@ short cut: PyTorch's meta kernels are written in Python and cost more than a sma
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -96,6 +97,11 @@ def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=META)
 
 
+@functools.cache
+def _nothing(dtype: torch.dtype) -> Tensor:
+    return torch.empty((0,), dtype=dtype, device=META)
+
+
 def _plain(x: Any) -> bool:
     """Whether this is a contiguous tensor of floats, and so is what is made from it."""
     return isinstance(x, Tensor) and x.is_floating_point() and x.is_contiguous()
@@ -147,7 +153,7 @@ def _batch_norm(args: Args) -> tuple[Tensor, ...] | None:
     x, training = args[0], args[5]
     if training or not _plain(x):
         return None
-    return _empty(x.shape, x), _empty((0,), x), _empty((0,), x)
+    return _empty(x.shape, x), _nothing(x.dtype), _nothing(x.dtype)
 
 
 def _layer_norm(args: Args) -> tuple[Tensor, ...] | None:
