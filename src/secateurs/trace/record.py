@@ -94,6 +94,7 @@ def tensor_of(modules: Mapping[str, nn.Module], name: str) -> torch.Tensor | Non
     return None
 
 
+_NOTHING = torch.Size((0,))  # of a placeholder for what an operation does not give this time
 _AS_STRIDED = (aten.as_strided.default, aten.as_strided_.default)
 
 
@@ -257,7 +258,9 @@ class Recorder:
         self.program.looks |= live and func is aten._local_scalar_dense.default
         multiple = isinstance(result, (tuple, list))
         outputs = tuple(
-            self.bind(out, live) if isinstance(out, torch.Tensor) else None
+            self.bind(out, live)
+            if isinstance(out, torch.Tensor) and out.shape != _NOTHING
+            else None
             for out in (result if multiple else (result,))
         )
         name = func._schema.name
