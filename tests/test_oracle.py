@@ -231,6 +231,82 @@ def test_a_model_that_looks_at_values_is_really_cut() -> None:
                 assert torch.allclose(found[group.name].loss[:, unit], wanted, atol=1e-12)
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose weights are standardised when it runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        w = w / (self.weight.std((1, 2, 3), keepdim=True) + 1e-5)
+        return F.conv2d(x, w, self.bias)
+
+
+class LowRank(nn.Linear):
+    """A linear layer with a product of two small matrices beside its weight."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.A, self.B = nn.Parameter(torch.randn(4, inputs)), nn.Parameter(torch.randn(outputs, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight + self.B @ self.A, self.bias)
+
+
+class Positioned(nn.Module):
+    """One layer sees the examples, and a parameter; so does the one behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+        self.place = nn.Parameter(torch.randn(1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(F.relu(self.b(F.relu(self.a(x))))) + self.c(F.relu(self.b(self.place)))
+
+
+def weight_normed(inputs: int, outputs: int) -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(nn.Linear(inputs, outputs))
+
+
+# a network, the shape of its examples, and the groups that share no batch, with the reason
+OF_WEIGHTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, str]]] = {
+    "weight standardisation": (
+        lambda: nn.Sequential(
+            Standardised(3, 6, 3), nn.ReLU(), Standardised(6, 4, 3), nn.Flatten(), nn.Linear(16, 3)
+        ),
+        (3, 6, 6),
+        {"0": "statistic"},
+    ),
+    "weight_norm": (
+        lambda: nn.Sequential(
+            weight_normed(5, 8), nn.ReLU(), weight_normed(8, 6), nn.ReLU(), nn.Linear(6, 3)
+        ),
+        (5,),
+        {"0.parametrizations.weight": "share"},
+    ),
+    "low rank": (
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), LowRank(8, 6), nn.Linear(6, 3)),
+        (5,),
+        {"2:width": "product"},
+    ),
+    "a parameter as input": (Positioned, (5,), {"a": "product", "b": "product"}),
+}
+
+
+@pytest.mark.parametrize("loss", [per_example, for_batch])
+@pytest.mark.parametrize("name", OF_WEIGHTS)
+def test_a_unit_read_in_a_value_that_all_examples_share(
+    name: str, loss: Callable[..., Tensor]
+) -> None:
+    torch.manual_seed(0)
+    make, shape, alone = OF_WEIGHTS[name]
+    model = doubled(make())
+    x, y = torch.randn(5, *shape).double(), torch.randn(5).double()
+    found = engine_on(model, x, y, loss=loss)
+    agree(found, *naive(model, x, y, loss))
+    assert {group for group, change in found.items() if change.how == "units"} == set(alone)
+    assert all(why in found[group].why for group, why in alone.items())
+
+
 # ---------------------------------------------------------------------- the public function
 def task(n: int = 24) -> tuple[nn.Module, Tensor, Tensor]:
     model, _ = network("lenet")

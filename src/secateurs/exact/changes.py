@@ -94,9 +94,9 @@ class Engine:
                 return
             cones = [cone for cone in known.cones if cone.group.name in wanted]
             if recording.layouts is not None:
-                rows = [cone for cone in cones if cone.group.exact]
+                rows = [cone for cone in cones if not cone.alone]
                 yield from self._by_rows(recording, rows, batch, wanted)
-                cones = [cone for cone in cones if not cone.group.exact]
+                cones = [cone for cone in cones if cone.alone]
             yield from self._by_units(recording, cones, batch, wanted)
 
     def fit(self, batch: Any) -> list[Any]:
@@ -208,7 +208,7 @@ class Engine:
         call, target = batch
         n = count_examples(batch)
         names = {cone.group.name for cone in cones}
-        whys = {cone.group.name: recording.why or _inexact(cone) for cone in cones}
+        whys = {cone.group.name: recording.why or cone.alone for cone in cones}
         recording = fixed_recording(self.model, recording, call)
         cones = [cone for cone in _cones(recording) if cone.group.name in names]
         inputs = recording.inputs(call)
@@ -242,10 +242,6 @@ class Engine:
 def _calling(objective: Objective) -> Callable[[Any, Any], Any]:
     """An objective as a judge whose 'output' is the model."""
     return lambda model, batch: objective(model, batch)
-
-
-def _inexact(cone: Cone) -> str:
-    return f"a statistic is taken over its units: {cone.group.why_inexact}"
 
 
 def _cones(recording: Recording) -> list[Cone]:
