@@ -25,6 +25,7 @@ import secateurs as sc
 from secateurs.errors import ConfigError, DataError, FileError, NotFiniteError
 from secateurs.exact import changes
 from secateurs.exact.changes import Engine
+from secateurs.exact.sample import draw
 from secateurs.gates import gate, statistics, tensors_of
 from secateurs.groups import Selection
 from secateurs.trace.record import input_tensors, model_tensors
@@ -428,6 +429,32 @@ def test_a_sample_says_how_sure_it_is() -> None:
         truth.tied("fc1")
 
 
+def test_a_sample_weights_loss_metric_and_uncut_network_alike() -> None:
+    """12 of 101 examples in classes of unequal weights; the metric is the loss again."""
+    model, x, _ = task(101)
+    y = torch.arange(3).repeat_interleave(torch.tensor([61, 25, 15]))
+    graph = sc.trace(model, x[:2])
+    found = sc.oracle(
+        model, graph, [(x, y)], loss=cross_entropy, metric=lambda o, t: cross_entropy(o, t),
+        examples=12, seed=1,
+    )  # fmt: skip
+    assert found.sample is not None
+    taken = np.bincount(found.sample.stratum)
+    weights = (found.sample.sizes / 101 / taken)[found.sample.stratum]
+    assert len(set(weights)) > 1
+    for name, rows in found.rows.items():
+        assert np.allclose(found.loss[name], weights @ rows, atol=1e-13)
+        assert np.array_equal(found.metric[name], found.loss[name])
+    assert found.base["metric"] == found.base["loss"]
+    (images, labels), _ = draw([(x, y)], 12, 1)
+    uncut = cross_entropy(model(images), labels).detach().numpy()
+    assert found.base["loss"] == pytest.approx(weights @ uncut)
+    with pytest.raises(DataError, match="metric of one value per example"):
+        sc.oracle(
+            model, graph, [(x, y)], loss=cross_entropy, metric=nn.CrossEntropyLoss(), examples=12
+        )
+
+
 def test_an_interrupted_oracle_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, y = task(12)
     graph = sc.trace(model, x[:2])
@@ -451,6 +478,9 @@ def test_an_interrupted_oracle_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert seen[5:] == seen[4:5] + [n for n in ("conv1", "conv2", "fc1") if n not in seen[3:5]]
     for name in whole.loss:
         assert np.array_equal(whole.loss[name], found.loss[name])
+    softer = nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1)  # of the same name
+    with pytest.raises(FileError, match="another loss"):
+        sc.oracle(model, graph, data, loss=softer, out=tmp_path, resume=True)
     model.fc2.weight.data += 1
     with pytest.raises(FileError, match="other weights"):
         sc.oracle(model, graph, data, loss=cross_entropy, out=tmp_path, resume=True)
