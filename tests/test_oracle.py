@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ import secateurs as sc
 from secateurs.errors import ConfigError, DataError, FileError, NotFiniteError
 from secateurs.exact import changes
 from secateurs.exact.changes import Engine
-from secateurs.exact.sample import draw
+from secateurs.exact.sample import Sample, draw
 from secateurs.gates import gate, statistics, tensors_of
 from secateurs.groups import Selection
 from secateurs.trace.record import input_tensors, model_tensors
@@ -427,6 +428,31 @@ def test_a_sample_says_how_sure_it_is() -> None:
     assert not found.distinguishable("fc1", 0, 0)
     with pytest.raises(DataError, match="examples="):
         truth.tied("fc1")
+
+
+@pytest.mark.parametrize(("strata", "each"), [(1, 2), (1, 5), (1, 10), (10, 2), (3, 3)])
+def test_equal_units_are_told_apart_no_more_often_than_the_level_says(
+    strata: int, each: int
+) -> None:
+    random, draws = np.random.default_rng(0), 500
+    sample = Sample(np.repeat(np.arange(strata), each), np.full(strata, 10**6))
+    apart = 0
+    for sign in random.choice([-1, 1], draws):
+        rows = 1e3 * np.array([1, sign, 2]) + random.normal(size=(strata * each, 3))
+        found = sc.Oracle({"g": rows.mean(0)}, rows={"g": rows}, sample=sample)
+        apart += found.distinguishable("g", 0, 1)
+        assert found.distinguishable("g", 0, 2)  # the negative control
+    assert apart / draws < 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
+
+
+def test_the_test_of_a_sample_is_scipys() -> None:
+    """In one stratum it is the t test of one sample."""
+    rows = np.random.default_rng(1).normal(0.3, 1, size=(12, 40))
+    sample = Sample(np.zeros(12, np.int64), np.array([10**9]))
+    for level in (0.5, 0.9, 0.99):
+        wanted = scipy.stats.ttest_1samp(rows, 0).pvalue < 1 - level
+        assert 0 < wanted.sum() < 40
+        assert np.array_equal(sample.apart(rows, level), wanted)
 
 
 def test_a_sample_weights_loss_metric_and_uncut_network_alike() -> None:
