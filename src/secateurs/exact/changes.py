@@ -169,6 +169,8 @@ class Engine:
         self, recording: Recording, cones: list[Cone], batch: Any, wanted: Units
     ) -> Iterator[tuple[str, Change]]:
         """Rows of (unit, example) in one batch, from each group's readers on."""
+        if not cones:
+            return
         call, target = batch
         n = count_examples(batch)
         inputs = recording.inputs(call)
