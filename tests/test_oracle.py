@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ import secateurs as sc
 from secateurs.errors import ConfigError, DataError, FileError, NotFiniteError
 from secateurs.exact import changes
 from secateurs.exact.changes import Engine
+from secateurs.exact.sample import Sample, draw
 from secateurs.gates import gate, statistics, tensors_of
 from secateurs.groups import Selection
 from secateurs.trace.record import input_tensors, model_tensors
@@ -231,6 +233,82 @@ def test_a_model_that_looks_at_values_is_really_cut() -> None:
                 assert torch.allclose(found[group.name].loss[:, unit], wanted, atol=1e-12)
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose weights are standardised when it runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        w = w / (self.weight.std((1, 2, 3), keepdim=True) + 1e-5)
+        return F.conv2d(x, w, self.bias)
+
+
+class LowRank(nn.Linear):
+    """A linear layer with a product of two small matrices beside its weight."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.A, self.B = nn.Parameter(torch.randn(4, inputs)), nn.Parameter(torch.randn(outputs, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight + self.B @ self.A, self.bias)
+
+
+class Positioned(nn.Module):
+    """One layer sees the examples, and a parameter; so does the one behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+        self.place = nn.Parameter(torch.randn(1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(F.relu(self.b(F.relu(self.a(x))))) + self.c(F.relu(self.b(self.place)))
+
+
+def weight_normed(inputs: int, outputs: int) -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(nn.Linear(inputs, outputs))
+
+
+# a network, the shape of its examples, and the groups that share no batch, with the reason
+OF_WEIGHTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, str]]] = {
+    "weight standardisation": (
+        lambda: nn.Sequential(
+            Standardised(3, 6, 3), nn.ReLU(), Standardised(6, 4, 3), nn.Flatten(), nn.Linear(16, 3)
+        ),
+        (3, 6, 6),
+        {"0": "statistic"},
+    ),
+    "weight_norm": (
+        lambda: nn.Sequential(
+            weight_normed(5, 8), nn.ReLU(), weight_normed(8, 6), nn.ReLU(), nn.Linear(6, 3)
+        ),
+        (5,),
+        {"0.parametrizations.weight": "share"},
+    ),
+    "low rank": (
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), LowRank(8, 6), nn.Linear(6, 3)),
+        (5,),
+        {"2:width": "product"},
+    ),
+    "a parameter as input": (Positioned, (5,), {"a": "product", "b": "product"}),
+}
+
+
+@pytest.mark.parametrize("loss", [per_example, for_batch])
+@pytest.mark.parametrize("name", OF_WEIGHTS)
+def test_a_unit_read_in_a_value_that_all_examples_share(
+    name: str, loss: Callable[..., Tensor]
+) -> None:
+    torch.manual_seed(0)
+    make, shape, alone = OF_WEIGHTS[name]
+    model = doubled(make())
+    x, y = torch.randn(5, *shape).double(), torch.randn(5).double()
+    found = engine_on(model, x, y, loss=loss)
+    agree(found, *naive(model, x, y, loss))
+    assert {group for group, change in found.items() if change.how == "units"} == set(alone)
+    assert all(why in found[group].why for group, why in alone.items())
+
+
 # ---------------------------------------------------------------------- the public function
 def task(n: int = 24) -> tuple[nn.Module, Tensor, Tensor]:
     model, _ = network("lenet")
@@ -352,6 +430,57 @@ def test_a_sample_says_how_sure_it_is() -> None:
         truth.tied("fc1")
 
 
+@pytest.mark.parametrize(("strata", "each"), [(1, 2), (1, 5), (1, 10), (10, 2), (3, 3)])
+def test_equal_units_are_told_apart_no_more_often_than_the_level_says(
+    strata: int, each: int
+) -> None:
+    random, draws = np.random.default_rng(0), 500
+    sample = Sample(np.repeat(np.arange(strata), each), np.full(strata, 10**6))
+    apart = 0
+    for sign in random.choice([-1, 1], draws):
+        rows = 1e3 * np.array([1, sign, 2]) + random.normal(size=(strata * each, 3))
+        found = sc.Oracle({"g": rows.mean(0)}, rows={"g": rows}, sample=sample)
+        apart += found.distinguishable("g", 0, 1)
+        assert found.distinguishable("g", 0, 2)  # the negative control
+    assert apart / draws < 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
+
+
+def test_the_test_of_a_sample_is_scipys() -> None:
+    """In one stratum it is the t test of one sample."""
+    rows = np.random.default_rng(1).normal(0.3, 1, size=(12, 40))
+    sample = Sample(np.zeros(12, np.int64), np.array([10**9]))
+    for level in (0.5, 0.9, 0.99):
+        wanted = scipy.stats.ttest_1samp(rows, 0).pvalue < 1 - level
+        assert 0 < wanted.sum() < 40
+        assert np.array_equal(sample.apart(rows, level), wanted)
+
+
+def test_a_sample_weights_loss_metric_and_uncut_network_alike() -> None:
+    """12 of 101 examples in classes of unequal weights; the metric is the loss again."""
+    model, x, _ = task(101)
+    y = torch.arange(3).repeat_interleave(torch.tensor([61, 25, 15]))
+    graph = sc.trace(model, x[:2])
+    found = sc.oracle(
+        model, graph, [(x, y)], loss=cross_entropy, metric=lambda o, t: cross_entropy(o, t),
+        examples=12, seed=1,
+    )  # fmt: skip
+    assert found.sample is not None
+    taken = np.bincount(found.sample.stratum)
+    weights = (found.sample.sizes / 101 / taken)[found.sample.stratum]
+    assert len(set(weights)) > 1
+    for name, rows in found.rows.items():
+        assert np.allclose(found.loss[name], weights @ rows, atol=1e-13)
+        assert np.array_equal(found.metric[name], found.loss[name])
+    assert found.base["metric"] == found.base["loss"]
+    (images, labels), _ = draw([(x, y)], 12, 1)
+    uncut = cross_entropy(model(images), labels).detach().numpy()
+    assert found.base["loss"] == pytest.approx(weights @ uncut)
+    with pytest.raises(DataError, match="metric of one value per example"):
+        sc.oracle(
+            model, graph, [(x, y)], loss=cross_entropy, metric=nn.CrossEntropyLoss(), examples=12
+        )
+
+
 def test_an_interrupted_oracle_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, y = task(12)
     graph = sc.trace(model, x[:2])
@@ -375,6 +504,9 @@ def test_an_interrupted_oracle_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert seen[5:] == seen[4:5] + [n for n in ("conv1", "conv2", "fc1") if n not in seen[3:5]]
     for name in whole.loss:
         assert np.array_equal(whole.loss[name], found.loss[name])
+    softer = nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1)  # of the same name
+    with pytest.raises(FileError, match="another loss"):
+        sc.oracle(model, graph, data, loss=softer, out=tmp_path, resume=True)
     model.fc2.weight.data += 1
     with pytest.raises(FileError, match="other weights"):
         sc.oracle(model, graph, data, loss=cross_entropy, out=tmp_path, resume=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from .batches import Loss, Objective
 from .errors import ConfigError, DataError
@@ -62,7 +62,8 @@ def oracle(
             for each unit.
         metric: metric(output, target) -> the same as a loss; accuracy, for example.
         batches: use at most so many batches.
-        examples: use a sample of so many, stratified by class, with its standard error.
+        examples: use a sample of so many, stratified by class, with its standard error; the loss
+            and the metric then need one value per example.
         seed: of the draw.
         memory: what it may take beyond the model and the data: bytes, or such as '2 GB'.
         out: a folder in which finished groups are kept, so that nothing is lost.
@@ -73,7 +74,8 @@ def oracle(
         DataError: no data, no pairs, a loss of another shape, or a batch that cannot be split and
             does not fit the memory.
         NotFiniteError: a loss or metric is NaN or infinite.
-        FileError: `out` holds the parts of another oracle.
+        FileError: `out` holds the parts of another oracle: of other weights or groups, or of a loss
+            or metric that has another name, or another value for the uncut network.
         ConfigError: `memory` is no number of bytes.
 
     >>> import torch, secateurs as sc
@@ -96,15 +98,15 @@ def oracle(
         batch, sample = draw(source, examples, seed)
         source, total = iter([batch]), 1
     parts = Parts(out, model, graph, _told(loss, objective, metric, sample), resume=resume)
-    sums = _Sums(graph, sample)
+    means = _Means(graph, sample)
     with Meter(progress, "the oracle") as meter:
         for number, batch in enumerate(source):
             pieces = engine.fit(batch)
             for index, piece in enumerate(pieces):
                 engine.report = _way(meter, number + index / len(pieces), len(pieces), total)
                 for name, change in _changes(engine, parts, piece):
-                    sums.add(name, change, count_examples(piece))
-    return sums.result()
+                    means.add(name, change, count_examples(piece))
+    return means.result()
 
 
 def _way(meter: Meter, start: float, pieces: int, batches: int | None) -> Callable[[float], None]:
@@ -118,7 +120,7 @@ def _way(meter: Meter, start: float, pieces: int, batches: int | None) -> Callab
 
 def _changes(engine: Engine, parts: Parts, batch: Any) -> Iterator[tuple[str, Change]]:
     """The change of each group on a batch: read where it is done, else computed and kept."""
-    known = parts.read(batch)
+    known = parts.read(batch, engine.uncut)
     yield from known.items()
     rest = {g.name: range(g.size) for g in engine.graph.groups if g.name not in known}
     if rest:
@@ -129,7 +131,7 @@ def _changes(engine: Engine, parts: Parts, batch: Any) -> Iterator[tuple[str, Ch
 
 
 def _told(*what: Any) -> list[str]:
-    """What can be said of the functions, so that another oracle's parts are refused."""
+    """The names of the functions; what they give for the uncut network is compared as well."""
     return [getattr(one, "__qualname__", type(one).__name__) for one in what]
 
 
@@ -141,33 +143,59 @@ def _length(data: Iterable[Any], batches: int | None) -> int | None:
     return length if batches is None else min(length, batches)
 
 
-class _Sums:
-    """Sums over examples, group by group."""
+class _Mean:
+    """A mean over examples, batch by batch; the rows of a sample are held, and weighted."""
+
+    def __init__(self, what: str, sample: Sample | None):
+        self._what, self._sample = what, sample
+        self._total: Any = 0.0
+        self._parts: list[Array] = []
+        self.seen = 0
+
+    def add(self, values: Tensor, n: int) -> None:
+        """What a batch of n examples gives: (n, …), or (1, …) for all of them.
+
+        Raises:
+            DataError: it is one number for all of them, where each has a weight.
+        """
+        self.seen += n
+        if self._sample is None:
+            self._total = self._total + n * values.numpy().mean(0)
+        elif len(values) == n:
+            self._parts.append(values.numpy())
+        else:
+            raise DataError(f"examples= needs a {self._what} of one value per example")
+
+    @property
+    def rows(self) -> Array:
+        return np.concatenate(self._parts)
+
+    @property
+    def value(self) -> Any:
+        return self._total / self.seen if self._sample is None else self._sample.mean(self.rows)
+
+
+class _Means:
+    """Means over examples, of each group's changes and of the uncut network."""
 
     def __init__(self, graph: Graph, sample: Sample | None):
         self._sample = sample
         self._order = [group.name for group in graph.groups]
-        self._loss: dict[str, Any] = {}
-        self._metric: dict[str, Any] = {}
-        self._rows: dict[str, list[Array]] = {}
-        self._base: dict[str, Any] = {}
-        self._seen: dict[str, int] = {}
+        self._found: dict[str, dict[str, _Mean]] = {}
         self._how: dict[str, str] = {}
 
     def add(self, name: str, change: Change, n: int) -> None:
         """One more batch of n examples."""
-        loss = change.loss.numpy()
-        if self._sample is not None:
-            if len(loss) != n:
-                raise DataError("examples= needs a loss of one value per example")
-            self._rows.setdefault(name, []).append(loss)
-        self._loss[name] = self._loss.get(name, 0) + n * loss.mean(0)
+        self._add("loss", name, change.loss, n)
         if change.metric is not None:
-            self._metric[name] = self._metric.get(name, 0) + n * change.metric.numpy().mean(0)
-        self._base[name] = self._base.get(name, 0) + n * np.array(change.base)
-        self._seen[name] = self._seen.get(name, 0) + n
+            self._add("metric", name, change.metric, n)
+        for what, base in change.base.items():
+            self._add(f"uncut {what}", name, base, n)
         if change.why:
             self._how[name] = f"{_HOW[change.how]}: {change.why}"
+
+    def _add(self, what: str, name: str, values: Tensor, n: int) -> None:
+        self._found.setdefault(what, {}).setdefault(name, _Mean(what, self._sample)).add(values, n)
 
     def result(self) -> Oracle:
         """The means.
@@ -175,30 +203,27 @@ class _Sums:
         Raises:
             DataError: no batch was seen.
         """
-        if not self._seen:
+        if not self._found:
             raise DataError("the data is empty: no batch was given")
-        examples = max(self._seen.values())
-        base = dict(
-            zip(("loss", "metric"), next(iter(self._base.values())) / examples, strict=False)
-        )
-        names = [name for name in self._order if name in self._seen]
+        loss, metric = self._of("loss"), self._of("metric")
+        uncut = {what: self._of(f"uncut {what}").values() for what in ("loss", "metric")}
         found = Oracle(
-            {name: self._loss[name] / examples for name in names},
-            {name: self._metric[name] / examples for name in names if self._metric},
-            {what: float(value) for what, value in base.items()},
-            examples,
+            {name: mean.value for name, mean in loss.items()},
+            {name: mean.value for name, mean in metric.items()},
+            {what: float(next(iter(means)).value) for what, means in uncut.items() if means},
+            max(mean.seen for mean in loss.values()),
             how=self._how,
         )
         if self._sample is None:
             return found
-        rows = {name: np.concatenate(self._rows[name]) for name in names}
-        return dataclasses.replace(
-            found,
-            loss={name: self._sample.mean(each) for name, each in rows.items()},
-            error={name: self._sample.error(each) for name, each in rows.items()},
-            rows=rows,
-            sample=self._sample,
-        )
+        rows = {name: mean.rows for name, mean in loss.items()}
+        error = {name: self._sample.error(own) for name, own in rows.items()}
+        return dataclasses.replace(found, error=error, rows=rows, sample=self._sample)
+
+    def _of(self, what: str) -> dict[str, _Mean]:
+        """Group -> its mean, in the order of the graph; empty if there is none."""
+        found = self._found.get(what, {})
+        return {name: found[name] for name in self._order if name in found}
 
 
 _HOW = {"units": "one unit at a time, from its readers on", "forwards": "a whole forward a unit"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -77,9 +76,12 @@ class Oracle:
         return Scores(values, name, examples=self.examples)
 
     def distinguishable(self, group: str, i: int, j: int, level: float = 0.95) -> bool:
-        """Whether the sample tells two units of a group apart, by the differences it sees in pairs.
+        """Whether the sample tells two units of a group apart in |ΔC|.
 
-        The examples are the same for both units, so that what they share cancels.
+        It does where ΔC_i differs from both ΔC_j and −ΔC_j, each by a paired t test: the examples
+        are the same for both units, so that what they share cancels. Both must hold, so that
+        units of equal |ΔC| are told apart in no more than 1 − level of all samples (as nearly as
+        the differences are normal).
 
         Raises:
             DataError: the oracle saw no sample; then every difference is exact.
@@ -87,7 +89,7 @@ class Oracle:
         return bool(self._apart(group, i, level)[j])
 
     def tied(self, group: str, unit: int | None = None, level: float = 0.95) -> list[int]:
-        """The units that cannot be told apart from one: by default the least important in |ΔC|."""
+        """The units not `distinguishable` from one: by default from the least important in |ΔC|."""
         unit = int(np.abs(self.loss[group]).argmin()) if unit is None else unit
         apart = self._apart(group, unit, level)
         return [j for j in range(len(apart)) if j != unit and not apart[j]]
@@ -95,11 +97,8 @@ class Oracle:
     def _apart(self, group: str, unit: int, level: float) -> npt.NDArray[np.bool_]:
         if self.sample is None:
             raise DataError("all examples were seen, and differences are exact; pass examples=")
-        rows = self.rows[group]
-        differences = rows - rows[:, [unit]]
-        error = self.sample.error(differences)
-        limit = NormalDist().inv_cdf(0.5 + level / 2)
-        return np.abs(self.sample.mean(differences)) > limit * error
+        rows, own = self.rows[group], self.rows[group][:, [unit]]
+        return self.sample.apart(rows - own, level) & self.sample.apart(rows + own, level)
 
     def __str__(self) -> str:
         columns = ["group", "units", "least |Δ|", "median |Δ|", "most |Δ|", "lower the loss"]

@@ -84,19 +84,18 @@ class Engine:
         with evaluating(self.model):
             if self.objective is not None:
                 why = "an objective calls the model itself"
-                yield from self._by_forwards(batch, self.objective, wanted, why)
+                yield from self._by_forwards(batch, wanted, why)
                 return
             known = self._recording(_pair(batch)[0])
             recording = known.recording
             if not recording.holds:
-                objective = functools.partial(loss_of, loss=self.loss, objective=None)
-                yield from self._by_forwards(batch, objective, wanted, recording.why)
+                yield from self._by_forwards(batch, wanted, recording.why)
                 return
             cones = [cone for cone in known.cones if cone.group.name in wanted]
             if recording.layouts is not None:
-                rows = [cone for cone in cones if cone.group.exact]
+                rows = [cone for cone in cones if not cone.alone]
                 yield from self._by_rows(recording, rows, batch, wanted)
-                cones = [cone for cone in cones if not cone.group.exact]
+                cones = [cone for cone in cones if cone.alone]
             yield from self._by_units(recording, cones, batch, wanted)
 
     def fit(self, batch: Any) -> list[Any]:
@@ -133,6 +132,12 @@ class Engine:
             pick_examples(batch, slice(first, last), n) for first, last in itertools.pairwise(edges)
         ]
 
+    @torch.no_grad()
+    def uncut(self, batch: Any) -> dict[str, Tensor]:
+        """'loss' and 'metric' -> those of the uncut network, as in `Change.base`."""
+        with evaluating(self.model):
+            return {judge.what: judge.base for judge in self._callers(self._here(batch))}
+
     # ------------------------------------------------------------------ what is known
     def _here(self, batch: Any) -> Any:
         own = next(iter(self.model.parameters()), torch.zeros(0))
@@ -164,6 +169,8 @@ class Engine:
         self, recording: Recording, cones: list[Cone], batch: Any, wanted: Units
     ) -> Iterator[tuple[str, Change]]:
         """Rows of (unit, example) in one batch, from each group's readers on."""
+        if not cones:
+            return
         call, target = batch
         n = count_examples(batch)
         inputs = recording.inputs(call)
@@ -208,7 +215,7 @@ class Engine:
         call, target = batch
         n = count_examples(batch)
         names = {cone.group.name for cone in cones}
-        whys = {cone.group.name: recording.why or _inexact(cone) for cone in cones}
+        whys = {cone.group.name: recording.why or cone.alone for cone in cones}
         recording = fixed_recording(self.model, recording, call)
         cones = [cone for cone in _cones(recording) if cone.group.name in names]
         inputs = recording.inputs(call)
@@ -222,30 +229,22 @@ class Engine:
                 table.whole(gated_outputs(recording, cone, values, n, unit), unit)
             yield name, table.change("units", whys[name])
 
-    def _by_forwards(
-        self, batch: Any, objective: Objective, wanted: Units, why: str
-    ) -> Iterator[tuple[str, Change]]:
+    def _by_forwards(self, batch: Any, wanted: Units, why: str) -> Iterator[tuple[str, Change]]:
         """A whole forward for each unit."""
-        forwards = Forwards(self.model, self.graph)
-        judges = [(objective, "loss")]
-        if self.metric is not None and self.objective is None:
-            judges.append((functools.partial(loss_of, loss=self.metric, objective=None), "metric"))
-        n = count_examples(batch)
-        found = [Judge(_calling(judge), what, self.model, batch, n) for judge, what in judges]
+        forwards, judges = Forwards(self.model, self.graph), self._callers(batch)
         for name, units in wanted.items():
-            table = Table(name, found, self.graph[name].size, units)
+            table = Table(name, judges, self.graph[name].size, units)
             for unit in units:
                 table.whole(forwards.without(name, unit), unit)
             yield name, table.change("forwards", why)
 
-
-def _calling(objective: Objective) -> Callable[[Any, Any], Any]:
-    """An objective as a judge whose 'output' is the model."""
-    return lambda model, batch: objective(model, batch)
-
-
-def _inexact(cone: Cone) -> str:
-    return f"a statistic is taken over its units: {cone.group.why_inexact}"
+    def _callers(self, batch: Any) -> list[Judge]:
+        """The loss and the metric as judges whose 'output' is the model."""
+        asked = [(functools.partial(loss_of, loss=self.loss, objective=self.objective), "loss")]
+        if self.metric is not None and self.objective is None:
+            asked.append((functools.partial(loss_of, loss=self.metric, objective=None), "metric"))
+        n = count_examples(batch)
+        return [Judge(judge, what, self.model, batch, n) for judge, what in asked]
 
 
 def _cones(recording: Recording) -> list[Cone]:

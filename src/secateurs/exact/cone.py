@@ -42,6 +42,7 @@ class Cone:
         dying: node -> the values that no later node of the cone takes.
         bytes_per_row: the most that one (unit, example) holds in memory.
         work: multiply-accumulates of one row, and elements written.
+        alone: why its units cannot share a batch as rows; empty if they can.
     """
 
     group: Group
@@ -53,6 +54,7 @@ class Cone:
     dying: dict[int, list[int]] = field(default_factory=dict)
     bytes_per_row: float = 0.0
     work: float = 0.0
+    alone: str = ""
 
     @property
     def start(self) -> int:
@@ -97,7 +99,8 @@ def cone_of(
         if position in starts or not changed.isdisjoint(node.inputs):
             nodes.append(position)
             changed.update(out for out in node.outputs if out is not None)
-    cone = Cone(recording.graph.groups[number], nodes, cuts, changed=changed)
+    group = recording.graph.groups[number]
+    cone = Cone(group, nodes, cuts, changed=changed, alone=_alone(recording, group, cuts))
     if recording.layouts is not None:
         for position, own in cuts.items():
             found = subtraction(recording, position, own, changed)
@@ -107,12 +110,22 @@ def cone_of(
     return cone
 
 
+def _alone(recording: Recording, group: Group, cuts: dict[int, list[Cut]]) -> str:
+    """Why the units of a group cannot share a batch; empty if they can."""
+    if not group.exact:
+        return f"a statistic is taken over its units: {group.why_inexact}"
+    layouts = recording.layouts or {}
+    if any(cut.value not in layouts for own in cuts.values() for cut in own):
+        return "its units are read in a value that all examples share, such as a weight"
+    return ""
+
+
 def _measure(cone: Cone, recording: Recording, program: Program) -> None:
     """What the cone needs, when its values are done with, and what a row of it takes."""
     last: dict[int, int] = {}
     for position in cone.nodes:
         node = program.nodes[position]
-        live = [i for i in node.inputs if program.values[i].live]
+        live = [i for i in node.inputs if program.values[i].live or i in cone.changed]
         own = [out for out in node.outputs if out is not None]
         if position in cone.updates:
             live += own[:1]

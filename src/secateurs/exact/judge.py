@@ -23,6 +23,7 @@ class Judge:
         n: how many examples there are.
 
     Attributes:
+        what: as given.
         base: its value for the uncut model, (n,) or (1,), float64.
         rowwise: whether an example's value depends on that example alone.
     """
@@ -30,7 +31,7 @@ class Judge:
     def __init__(
         self, judge: Callable[[Any, Any], Any], what: str, output: Any, target: Any, n: int
     ):
-        self._judge, self._what, self._target, self._n = judge, what, target, n
+        self._judge, self.what, self._target, self._n = judge, what, target, n
         self.base = self.whole(output)
         if not bool(torch.isfinite(self.base).all()):
             raise NotFiniteError(f"the {what} of the uncut network is not finite (NaN or infinite)")
@@ -42,7 +43,7 @@ class Judge:
         self._per_example = value.dim() > 0 and value.numel() == self._n
         if value.numel() not in (1, self._n):
             raise DataError(
-                f"the {self._what} has shape {tuple(value.shape)}: return one value per example, "
+                f"the {self.what} has shape {tuple(value.shape)}: return one value per example, "
                 f"({self._n},), or a scalar for the batch"
             )
         return value.double().reshape(-1).cpu()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +49,30 @@ class Sample:
         Σ_h W_h² (1 − n_h/N_h) s_h²/n_h, a stratum of N_h examples of which n_h were drawn, with
         W_h = N_h/N. Source: Cochran, Sampling Techniques (1977), equation 5.8.
         """
-        total = np.zeros(rows.shape[1:])
+        return np.sqrt(sum((each for each, _ in self._variances(rows)), np.zeros(rows.shape[1:])))
+
+    def apart(self, rows: Array, level: float) -> npt.NDArray[np.bool_]:
+        """Whether that mean is not zero: it is further from it than chance explains.
+
+        The quantile is Student's t with Satterthwaite's degrees of freedom, (Σ_h v_h)²/Σ_h
+        v_h²/(n_h − 1), where v_h is stratum h's part of the squared standard error. Source: Cochran
+        (1977), equation 5.16.
+        """
+        from scipy.stats import t
+
+        parts = list(self._variances(rows))
+        total = sum((each for each, _ in parts), np.zeros(rows.shape[1:]))
+        spread = sum((each**2 / free for each, free in parts), np.zeros(rows.shape[1:]))
+        freedom = np.divide(total**2, spread, out=np.ones_like(total), where=spread > 0)
+        return np.abs(self.mean(rows)) > t.ppf(0.5 + level / 2, freedom) * np.sqrt(total)
+
+    def _variances(self, rows: Array) -> Iterator[tuple[Array, int]]:
+        """Each stratum's part of the squared standard error, and its degrees of freedom."""
         for one, size in enumerate(self.sizes):
             own = rows[self.stratum == one]
             if size > len(own):
                 weight = (size / self.sizes.sum()) ** 2 * (1 - len(own) / size)
-                total += weight * own.var(0, ddof=1) / len(own)
-        return np.sqrt(total)
+                yield weight * own.var(0, ddof=1) / len(own), len(own) - 1
 
 
 def draw(batches: Iterable[Any], examples: int, seed: int) -> tuple[Any, Sample]:

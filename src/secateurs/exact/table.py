@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,14 +26,14 @@ class Change:
         how: how it was computed: 'rows', 'units' (whole batches, from the group's readers on),
             'forwards'.
         why: why not by rows; empty if it was.
-        base: the mean loss of the uncut network, and its mean metric.
+        base: 'loss' and 'metric' -> those of the uncut network, (examples,) or (1,) float64.
     """
 
     loss: Tensor
     metric: Tensor | None
     how: str
     why: str = ""
-    base: tuple[float, ...] = ()
+    base: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Table:
@@ -76,7 +76,7 @@ class Table:
                     f"{self._wanted[int(bad)]} of group {self._group!r}"
                 )
         loss, *metric = self._made
-        base = tuple(float(judge.base.mean()) for judge in self._judges)
+        base = {judge.what: judge.base for judge in self._judges}
         return Change(loss, metric[0] if metric else None, how, why, base)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from torch.utils import _pytree as pytree
 from ..atomic import parse_json, read_text, write_text
 from ..errors import FileError
 from ..exact.table import Change
+from ..gates import deviation
 from ..groups import Graph
 from .store import digest, load_tensors, save_tensors, unique_state
 
 _SETTING = "setting.json"
+_BASE = "base/"  # and 'loss' or 'metric': those of the uncut network
+_ROUNDING = 1e-4  # of the largest value: far more than what other threads or kernels change
 
 
 class Parts:
@@ -63,8 +67,16 @@ class Parts:
                 "metric; pass another folder"
             )
 
-    def read(self, batch: Any) -> dict[str, Change]:
-        """The groups that are done for this batch."""
+    def read(self, batch: Any, uncut: Callable[[Any], dict[str, Tensor]]) -> dict[str, Change]:
+        """The groups that are done for this batch.
+
+        Args:
+            batch: whose parts.
+            uncut: batch -> `Change.base`, by which another loss or metric is known.
+
+        Raises:
+            FileError: they are of another loss or metric.
+        """
         if self._folder is None:
             return {}
         found = {}
@@ -72,10 +84,24 @@ class Parts:
             place = self._place(batch, name)
             if place.exists():
                 tensors, told = load_tensors(place)
-                base = tuple(json.loads(told["base"]))
+                base = {k.removeprefix(_BASE): t for k, t in tensors.items() if k.startswith(_BASE)}
                 loss, metric = tensors["loss"], tensors.get("metric")
                 found[name] = Change(loss, metric, told["how"], told["why"], base)
+        if found:
+            now = uncut(batch)
+            for change in found.values():
+                self._check(change.base, now)
         return found
+
+    def _check(self, kept: dict[str, Tensor], now: dict[str, Tensor]) -> None:
+        """Whether the uncut network has the loss and the metric that it had."""
+        for what, value in now.items():
+            same = what in kept and kept[what].shape == value.shape
+            if not same or not deviation([value], [kept[what]])[1] <= _ROUNDING:
+                raise FileError(
+                    f"{self._folder} holds the parts of an oracle of another {what}: that of the "
+                    "uncut network is not what it was; pass another folder"
+                )
 
     def write(self, batch: Any, name: str, change: Change) -> None:
         """Keep what was found for one group on this batch."""
@@ -84,8 +110,8 @@ class Parts:
         tensors = {"loss": change.loss}
         if change.metric is not None:
             tensors["metric"] = change.metric
-        told = {"how": change.how, "why": change.why, "base": json.dumps(change.base)}
-        save_tensors(self._place(batch, name), tensors, told)
+        tensors |= {_BASE + what: value.clone() for what, value in change.base.items()}
+        save_tensors(self._place(batch, name), tensors, {"how": change.how, "why": change.why})
 
     def _place(self, batch: Any, name: str) -> Path:
         folder = self._folder or Path()
