@@ -57,7 +57,7 @@ class Oracle:
         """One importance per unit, higher = keep.
 
         Args:
-            kind: 'abs' |ΔC| or 'loss' ΔC in the loss; 'metric' what the metric loses.
+            kind: 'abs' `|ΔC|` or 'loss' ΔC in the loss; 'metric' what the metric loses.
             mode: whether a metric is better at its 'max' or its 'min'.
 
         Raises:
@@ -76,11 +76,11 @@ class Oracle:
         return Scores(values, name, examples=self.examples)
 
     def distinguishable(self, group: str, i: int, j: int, level: float = 0.95) -> bool:
-        """Whether the sample tells two units of a group apart in |ΔC|.
+        """Whether the sample tells two units of a group apart in `|ΔC|`.
 
         It does where ΔC_i differs from both ΔC_j and −ΔC_j, each by a paired t test: the examples
         are the same for both units, so that what they share cancels. Both must hold, so that
-        units of equal |ΔC| are told apart in no more than 1 − level of all samples (as nearly as
+        units of equal `|ΔC|` are told apart in no more than 1 − level of all samples (as nearly as
         the differences are normal).
 
         Raises:
@@ -89,7 +89,7 @@ class Oracle:
         return bool(self._apart(group, i, level)[j])
 
     def tied(self, group: str, unit: int | None = None, level: float = 0.95) -> list[int]:
-        """The units not `distinguishable` from one: by default from the least important in |ΔC|."""
+        """The units not `distinguishable` from one: by default from the least important in `|ΔC|`."""
         unit = int(np.abs(self.loss[group]).argmin()) if unit is None else unit
         apart = self._apart(group, unit, level)
         return [j for j in range(len(apart)) if j != unit and not apart[j]]

@@ -161,7 +161,7 @@ class Comparison:
         """Each criterion's rank correlation with the oracle; empty without one.
 
         Args:
-            against: 'abs' |ΔC|, as in Molchanov et al. 2016; 'loss' ΔC with its sign; 'metric' how
+            against: 'abs' `|ΔC|`, as in Molchanov et al. 2016; 'loss' ΔC with its sign; 'metric' how
                 much worse the metric becomes.
         """
         if against not in self._found:
