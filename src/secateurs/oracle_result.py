@@ -89,7 +89,7 @@ class Oracle:
         return bool(self._apart(group, i, level)[j])
 
     def tied(self, group: str, unit: int | None = None, level: float = 0.95) -> list[int]:
-        """The units not `distinguishable` from one: by default from the least important in `|ΔC|`."""
+        """The units not `distinguishable` from one: by default from that of the least `|ΔC|`."""
         unit = int(np.abs(self.loss[group]).argmin()) if unit is None else unit
         apart = self._apart(group, unit, level)
         return [j for j in range(len(apart)) if j != unit and not apart[j]]

@@ -161,8 +161,8 @@ class Comparison:
         """Each criterion's rank correlation with the oracle; empty without one.
 
         Args:
-            against: 'abs' `|ΔC|`, as in Molchanov et al. 2016; 'loss' ΔC with its sign; 'metric' how
-                much worse the metric becomes.
+            against: 'abs' `|ΔC|`, as in Molchanov et al. 2016; 'loss' ΔC with its sign; 'metric'
+                how much worse the metric becomes.
         """
         if against not in self._found:
             self._found[against] = list(self._correlate(against))
