@@ -52,11 +52,7 @@ def splits(n: int) -> st.SearchStrategy[list[list[int]]]:
     )
 
 
-# Its estimate depends on which example draws which signs; the tests below hold it.
-DETERMINED = [name for name in CRITERIA if name != "obd-hutchinson"]
-
-
-@pytest.mark.parametrize("name", DETERMINED)
+@pytest.mark.parametrize("name", CRITERIA)
 def test_scores_do_not_depend_on_batches_order_or_workers(name: str) -> None:
     net, (x, y) = everything(), pairs(12)
     graph = sc.trace(net, x[:2])

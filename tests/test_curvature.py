@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -73,12 +74,41 @@ def test_a_loss_without_a_second_derivative_is_refused(name: str) -> None:
         )  # fmt: skip
 
 
-def test_a_loss_that_is_linear_in_the_output_has_no_curvature() -> None:
-    net, x = network("lenet")
-    graph = sc.trace(net, x)
-    for name in ("obd", "obd-hutchinson"):
-        found = sc.score(net, graph, [(x, x)], loss=lambda o, _: o.sum(1), criterion=name)
-        assert not any(found[group].any() for group in found)
+@pytest.mark.parametrize("name", ["obd", "obd-hutchinson"])
+def test_a_loss_that_is_linear_in_the_output_is_refused(name: str) -> None:
+    x, y = torch.randn(9, 4), torch.arange(9) % 3
+    logits = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    net = nn.Sequential(*logits, nn.LogSoftmax(1))
+    loss = nn.NLLLoss(reduction="none")
+    with pytest.raises(DerivativeError, match="put that in the loss"):
+        sc.score(net, sc.trace(net, x), [(x, y)], loss=loss, criterion=name)
+    found = sc.score(logits, sc.trace(logits, x), [(x, y)], loss=LOSS, criterion=name)
+    assert found["0"].any()
+
+
+def test_the_error_of_an_estimate_holds_for_workers_that_share_the_data() -> None:
+    """Examples that are nearly alike, one to a batch: their signs must not be alike."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 10))
+    x, y = 1 + 0.01 * torch.randn(64, 6), torch.arange(64) % 10
+    graph, data = sc.trace(net, x[:2]), list(zip(x.split(1), y.split(1), strict=True))
+    exact = sc.score(net, graph, [(x, y)], loss=LOSS, criterion="obd")["0"]
+    criterion, states = Obd(probes=1), []
+    for batch in data:
+        sc.score(
+            net, graph, [batch], loss=LOSS, criterion=criterion,
+            share=lambda own: states.append(own) or [own],
+        )  # fmt: skip
+    merged = functools.reduce(criterion.merge, (state["0"] for state in states))
+    off = abs(criterion.score(merged).numpy() - exact)
+    assert (off <= 3 * criterion.error(merged).numpy() + 1e-9).all()
+
+
+def test_a_single_draw_tells_no_error() -> None:
+    x, y = pairs(2)
+    one, two = scored("obd-hutchinson", [(x[:1], y[:1])]), scored("obd-hutchinson", [(x, y)])
+    assert not one.error
+    assert set(two.error) == set(two)
 
 
 def test_gauss_newton_needs_the_loss_apart_from_the_network() -> None:

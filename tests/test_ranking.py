@@ -68,6 +68,19 @@ def test_cost_power_one_half_ranks_by_the_energy_lost_per_saving(ranked, name, m
     assert not np.array_equal(every.argsort(), _ranking(importance(scores, Cost(graph))))
 
 
+def test_of_units_that_do_as_much_harm_the_dearer_goes_first(ranked) -> None:
+    _, graph, scores = ranked
+    cost = Cost(graph)
+    saved = cost.saved_per_unit("macs")
+    cheap, dear = (pick(scores.values, key=saved.__getitem__) for pick in (min, max))
+    for sign in (1, -1):
+        values = {name: sign * np.ones(len(v)) for name, v in scores.values.items()}
+        found = importance(
+            sc.Scores(values, ""), cost, normalize="none", flops_weight=0.0, cost_power=0.5
+        )
+        assert found[dear][0] < found[cheap][0]
+
+
 def test_in_units_every_unit_costs_the_same(ranked) -> None:
     _, graph, scores = ranked
     options = {"flops_weight": 0.0, "measure": "units"}

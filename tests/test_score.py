@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,49 @@ def examples(name: str, n: int = 5) -> tuple[nn.Module, Any, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(7)
     more = torch.randn(n, *x.shape[1:], dtype=x.dtype, generator=draw)
     return model, x, more, torch.randn(n, dtype=x.dtype, generator=draw)
+
+
+def test_a_norm_of_weights_is_held_fixed_whatever_the_batch() -> None:
+    """`weight_norm` reads the units of its input in the norm, where examples are one."""
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 3))
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), layer).double()
+    x, y = torch.randn(6, 4).double(), torch.randn(6).double()
+    gate = torch.ones(6, 8).double().requires_grad_()
+    total = loss_of(layer(net[:2](x) * gate), y).sum()
+    [slope] = torch.autograd.grad(total, gate)
+    wanted = {
+        "taylor": slope.abs().mean(0),
+        "taylor-squared": slope.mean(0).square(),
+        "fisher": slope.square().mean(0) / 2,
+    }
+    graph = sc.trace(net, x)
+    for criterion, expected in wanted.items():
+        for size in (6, 4, 1):
+            data = list(zip(x.split(size), y.split(size), strict=True))
+            found = sc.score(net, graph, data, loss=loss_of, criterion=criterion)
+            torch.testing.assert_close(torch.from_numpy(found["0"]), expected)
+    halves, ones = (
+        sc.score(
+            net, graph, zip(x.split(n), y.split(n), strict=True), loss=loss_of, criterion="obd"
+        )
+        for n in (3, 1)
+    )
+    np.testing.assert_allclose(halves["0"], ones["0"])
+
+
+def test_positions_are_counted_where_they_are_read() -> None:
+    """Behind 4 × 4 pooling, 16 times equation 7 at the map after the nonlinearity."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(16, 3)
+    ).double()
+    x, y = torch.randn(5, 3, 10, 10).double(), torch.randn(5).double()
+    map_ = net[:2](x).detach().requires_grad_()
+    [slope] = torch.autograd.grad(loss_of(net[2:](map_), y).sum(), map_)
+    paper = (slope * map_).mean((2, 3)).abs().mean(0)
+    found = sc.score(net, sc.trace(net, x), [(x, y)], loss=loss_of)
+    torch.testing.assert_close(torch.from_numpy(found["0"]), (16 * paper).detach())
 
 
 def naive_taylor(model: nn.Module, readers: dict, x: Tensor, y: Tensor, loss: Any) -> dict:

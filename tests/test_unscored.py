@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.networks import network
 from tests.references import (
     EXAMPLES,
@@ -17,6 +18,7 @@ from tests.references import (
     pairs,
     scored,
 )  # fmt: skip
+from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.criteria import InformationGain, Obd
@@ -33,6 +35,31 @@ def test_a_criterion_that_applies_nowhere_is_refused() -> None:
     net, x = network("lenet")
     with pytest.raises(UnscoredError, match="'bn-scale' applies to no group"):
         sc.score(net, sc.trace(net, x), criterion="bn-scale")
+
+
+class LowRank(nn.Linear):
+    """A linear layer plus a product of rank 3, as in LoRA."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 6)
+        self.down = nn.Parameter(torch.randn(3, 8))
+        self.up = nn.Parameter(torch.randn(6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight + self.up @ self.down, self.bias)
+
+
+@pytest.mark.parametrize("name", ["taylor", "taylor-second", "fisher", "obd"])
+def test_a_product_of_weights_alone_has_no_gate(name: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), LowRank(), nn.ReLU(), nn.Linear(6, 3))
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    graph = sc.trace(net, x)
+    found = sc.score(net, graph, [(x, y)], loss=LOSS, criterion=name)
+    [rank] = [group.name for group in graph.groups if group.size == 3]
+    assert set(found) == {"0", "2"}
+    assert found.unscored.keys() == {rank}
+    assert "products of weights alone" in found.unscored[rank]
 
 
 def test_pruning_leaves_unscored_groups_alone_and_says_so(

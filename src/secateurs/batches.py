@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -47,6 +48,27 @@ def loss_of(model: Any, batch: Any, loss: Loss | None, objective: Objective | No
         )
     args, kwargs = as_call(batch[0])
     return loss(model(*args, **kwargs), batch[1])
+
+
+def example_seeds(batch: Any, examples: int, seed: int) -> list[int]:
+    """A seed for each example, from what the batch holds of it: the same in any other batch.
+
+    Args:
+        batch: in any form; its tensors of `examples` rows hold one row for each.
+        examples: how many there are.
+        seed: draws other seeds for the same examples.
+
+    >>> x = torch.arange(6).reshape(3, 2)
+    >>> example_seeds((x, None), 3, 0)[2:] == example_seeds((x[2:], None), 1, 0)
+    True
+    """
+    digests = [hashlib.blake2b(str(seed).encode(), digest_size=8) for _ in range(examples)]
+    for leaf in pytree.tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == examples:
+            rows = leaf.detach().cpu()[:, None].flatten(1).contiguous().view(torch.uint8)
+            for digest, row in zip(digests, rows.numpy(), strict=True):
+                digest.update(row)
+    return [int.from_bytes(digest.digest(), "big") for digest in digests]
 
 
 def to_device(data: Any, device: torch.device) -> Any:

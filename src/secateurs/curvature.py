@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .errors import DataError, DerivativeError
+from .scores import Array
 from .watch import Seen
 
 _ONCE = "torch::autograd::Error"  # what PyTorch leaves behind a function of one derivative
@@ -44,7 +45,7 @@ def _twice(total: Tensor) -> Tensor:
 
 
 def take_gauss_newton(
-    loss: Callable[[object], Tensor], seen: Seen, probes: int, draw: torch.Generator
+    loss: Callable[[object], Tensor], seen: Seen, probes: int, seeds: Sequence[int]
 ) -> None:
     """Fill in `gauss_newton`: diag(Jᵀ H J) of each example, by the output that was seen.
 
@@ -52,7 +53,7 @@ def take_gauss_newton(
         loss: output -> the sum over examples of the loss.
         seen: what the replay has shown, with its gates and its output.
         probes: how many estimates; 0 computes it exactly.
-        draw: where the random signs come from.
+        seeds: for each example, where its random signs come from.
 
     Raises:
         DerivativeError: the loss has no second derivative by the output, or there are too many
@@ -61,11 +62,26 @@ def take_gauss_newton(
     """
     output = _Output(seen)
     if probes:
-        found = [_probe(loss, seen, output, draw) for _ in range(probes)]
+        signs = _signs(seeds, probes, output.matrix.shape[1])
+        found = [_probe(loss, seen, output, own) for own in signs.unbind(1)]
     else:
         found = [_exact(loss, seen, output)]
     groups = dict.fromkeys(family.group for family, _ in seen.gates)
     seen.gauss_newton = {g: torch.stack([one[g] for one in found], 2) for g in groups}
+
+
+def check_bent(name: str, values: Mapping[str, Array]) -> None:
+    """Refuse scores by the Gauss-Newton form that are all zero: they rank nothing.
+
+    Raises:
+        DerivativeError: the loss has no second derivative by the output on any example.
+    """
+    if not any(own.any() for own in values.values()):
+        raise DerivativeError(
+            f"criterion {name!r} is 0 for every unit: on this data, the loss is linear in the "
+            "network's output. If the network ends in log_softmax, put that in the loss "
+            "(CrossEntropyLoss, not NLLLoss); or choose a criterion of first order"
+        )
 
 
 class _Output:
@@ -119,12 +135,19 @@ def _exact(loss: Callable[[object], Tensor], seen: Seen, output: _Output) -> dic
     return out or _pulled(seen, output, torch.zeros_like(output.matrix))
 
 
+def _signs(seeds: Sequence[int], probes: int, outputs: int) -> Tensor:
+    """(examples, probes, outputs) of 1 and −1, those of an example from its seed alone."""
+    draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+    bits = [torch.randint(2, (probes, outputs), generator=draw) for draw in draws]
+    return torch.stack(bits) * 2 - 1
+
+
 def _probe(
-    loss: Callable[[object], Tensor], seen: Seen, output: _Output, draw: torch.Generator
+    loss: Callable[[object], Tensor], seen: Seen, output: _Output, signs: Tensor
 ) -> dict[str, Tensor]:
     """(Jᵀr)_i (JᵀHr)_i for one vector r of random signs per example."""
     point, slope = _slope(loss, output)
-    signs = torch.randint(2, slope.shape, generator=draw).to(slope) * 2 - 1
+    signs = signs.to(slope)
     [bent] = _grad((slope * signs).sum(), [point])
     left, right = (_pulled(seen, output, side) for side in (signs, bent))
     return {group: left[group] * right[group] for group in left}

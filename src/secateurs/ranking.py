@@ -121,7 +121,8 @@ def importance(
             the largest such saving of any group.
         cost_power: γ. c is what deleting one unit saves of `measure`, divided likewise. At ½, with
             'l2', the ranking is that of (Θ²/ΣΘ²) / c: the share of the group's energy that is lost
-            for each MAC that is saved.
+            for each MAC that is saved. A score below zero is multiplied instead: of two units that
+            do as much harm, the dearer goes first.
         measure: 'macs', 'params' or 'units': what the budget is in.
 
     Returns:
@@ -141,7 +142,8 @@ def importance(
     flops, price = _saved(cost, "macs"), _saved(cost, measure)
     out = {}
     for name, values in scores.values.items():
-        per_cost = NORMALIZATIONS[normalize](values) / price[name] ** cost_power
+        scaled = NORMALIZATIONS[normalize](values)
+        per_cost = scaled / price[name] ** np.copysign(cost_power, scaled)
         out[name] = per_cost - flops_weight * flops[name]
     return out
 

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batches import Loss, Objective, check_loss, loss_of, to_device
+from .batches import Loss, Objective, check_loss, example_seeds, loss_of, to_device
 from .criteria import Criterion, Estimate, GroupBatch, GroupInfo, find_criterion
-from .curvature import take_derivatives, take_gauss_newton
+from .curvature import check_bent, take_derivatives, take_gauss_newton
 from .errors import DataError, NotFiniteError, UnscoredError
 from .exact.changes import Engine, count_examples
 from .groups import Graph, Group
 from .infos import group_infos
 from .scores import Array, Scores
-from .sites import sites
+from .sites import gated_reads, sites
 from .trace.record import as_call, evaluating
 from .watch import SECOND, Seen, Watched
 
@@ -68,7 +68,8 @@ def score(
 
     Raises:
         DataError: no data, batches that are not pairs, or a loss of another shape.
-        DerivativeError: the criterion needs a second derivative that cannot be had.
+        DerivativeError: the criterion needs a second derivative that cannot be had, or that is
+            zero since the loss is linear in the network's output.
         NotFiniteError: the loss or a score is NaN or infinite.
         UnscoredError: the criterion applies to no group.
         ConfigError: an unknown criterion.
@@ -86,7 +87,8 @@ def score(
         raise DataError(f"criterion {found.name!r} needs data; pass batches of it")
     if (LOSS | {"change"}) & found.needs:
         check_loss(loss, objective)
-    places, unscored = _places(graph, found)
+    places = _places(graph, found)
+    unscored = _unseen(graph, found, places)
     infos = {n: i for n, i in group_infos(model, graph, seed).items() if n not in unscored}
     watched = Watched(model, graph, found.needs)
     source: Iterator[Any] = itertools.islice(() if data is None else data, batches)
@@ -105,23 +107,30 @@ def score(
         first, *others = share(states)
         states = {n: functools.reduce(found.merge, (o[n] for o in others), first[n]) for n in first}
     values = {name: _checked(found, infos[name], found.score(s)) for name, s in states.items()}
-    error = {}
-    if isinstance(found, Estimate) and found.probes:
-        error = {name: _checked(found, infos[name], found.error(s)) for name, s in states.items()}
+    if "gauss_newton" in found.needs:
+        check_bent(found.name, values)
+    error = _errors(found, infos, states)
     places = {name: place for name, place in places.items() if name in values}
     return Scores(values, found.name, run.examples, run.assumed, unscored, places, error)
 
 
-def _places(graph: Graph, criterion: Criterion) -> tuple[dict[str, str], dict[str, str]]:
-    """Where each group's activation is read, and which groups have no such place."""
-    if "activation" not in criterion.needs:
-        return {}, {}
-    found = sites(graph)
-    why = "its units are seen together at no one place, so that it has no activation"
-    return (
-        {name: site.name for name, site in found.items()},
-        {group.name: why for group in graph.groups if group.name not in found},
-    )
+def _places(graph: Graph, criterion: Criterion) -> dict[str, str]:
+    """Where each group's activation is read, if it is."""
+    found = sites(graph) if "activation" in criterion.needs else {}
+    return {name: site.name for name, site in found.items()}
+
+
+def _unseen(graph: Graph, criterion: Criterion, places: dict[str, str]) -> dict[str, str]:
+    """The groups of which no batch shows what the criterion looks at, and why."""
+    out: dict[str, str] = {}
+    if LOSS & criterion.needs:
+        gated = {family.group for _, own in gated_reads(graph) for family in own}
+        why = "its units are read in products of weights alone, so that no example has a gate"
+        out |= {group.name: why for group in graph.groups if group.name not in gated}
+    if "activation" in criterion.needs:
+        why = "its units are seen together at no one place, so that it has no activation"
+        out |= {group.name: why for group in graph.groups if group.name not in places}
+    return out
 
 
 def _start(
@@ -152,6 +161,16 @@ def _checked(criterion: Criterion, info: GroupInfo, values: Tensor) -> Array:
     if not np.isfinite(array).all():
         raise NotFiniteError(f"criterion {criterion.name!r} gave scores that are not finite")
     return array
+
+
+def _errors(
+    criterion: Criterion, infos: dict[str, GroupInfo], states: dict[str, Any]
+) -> dict[str, Array]:
+    """The standard errors of an estimate, of the groups whose draws tell one."""
+    if not (isinstance(criterion, Estimate) and criterion.probes):
+        return {}
+    found = {name: criterion.error(state) for name, state in states.items()}
+    return {n: _checked(criterion, infos[n], e) for n, e in found.items() if e is not None}
 
 
 def _first(source: Iterator[Any]) -> tuple[Any, Iterator[Any]]:
@@ -209,13 +228,12 @@ class _Run:
     def over(self, data: Iterable[Any]) -> None:
         """See every batch."""
         device = _device(self.model)
-        draw = torch.Generator().manual_seed(self.seed)
         gradients = bool(LOSS & self.criterion.needs)
         with evaluating(self.model), torch.set_grad_enabled(gradients):
             for batch in self._parts(data):
                 batch = to_device(batch, device)
                 changes = dict(self._engine.changes(batch)) if self._engine is not None else {}
-                seen = self._see(batch, draw)
+                seen = self._see(batch)
                 self.examples += seen.examples
                 for group in self.graph.groups:
                     if group.name in self.states:
@@ -228,7 +246,7 @@ class _Run:
         if not self.examples:
             raise _empty()
 
-    def _see(self, batch: Any, draw: torch.Generator) -> Seen:
+    def _see(self, batch: Any) -> Seen:
         """Replay one batch, and take the derivatives that are asked for."""
         needs = self.criterion.needs
         seen = self.watched.seen = Seen()
@@ -242,7 +260,7 @@ class _Run:
         _check_called(seen)
         total, self.assumed = _total(value, seen.examples)
         if "gauss_newton" in needs:
-            self._gauss_newton(seen, batch, draw)
+            self._gauss_newton(seen, batch)
         if SECOND & needs:
             if {"hessian", "gradient", "mean_gradient"} & needs:
                 take_derivatives(total, seen, second="hessian" in needs)
@@ -250,7 +268,7 @@ class _Run:
             total.backward(inputs=seen.leaves)
         return seen
 
-    def _gauss_newton(self, seen: Seen, batch: Any, draw: torch.Generator) -> None:
+    def _gauss_newton(self, seen: Seen, batch: Any) -> None:
         loss = self.loss
         if loss is None:
             raise DataError(
@@ -258,8 +276,9 @@ class _Run:
                 "not tell the network from the loss"
             )
         probes = self.criterion.probes if isinstance(self.criterion, Estimate) else 0
+        seeds = example_seeds(batch, seen.examples, self.seed) if probes else []
         take_gauss_newton(
-            lambda output: _total(loss(output, batch[1]), seen.examples)[0], seen, probes, draw
+            lambda output: _total(loss(output, batch[1]), seen.examples)[0], seen, probes, seeds
         )
 
     def _shown(self, seen: Seen, group: Group, batch: Any) -> GroupBatch:

@@ -24,7 +24,8 @@ class Scores:
         assumed: how the loss was read: one value per example, or the mean over examples.
         unscored: group -> why the criterion does not apply to it. Ranking leaves it alone.
         sites: group -> where its activation was read, by criteria that look at activations.
-        error: group -> (units,) standard errors, by criteria that draw numbers.
+        error: group -> (units,) standard errors, by criteria that draw numbers; empty where a
+            single draw tells none.
 
     >>> import numpy as np
     >>> scores = Scores({"conv1": np.array([0.2, 0.1, 0.3])}, "taylor", examples=64)

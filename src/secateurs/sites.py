@@ -30,7 +30,8 @@ class Family:
         along, batch: which factor holds the units, and which the examples (None: none does).
         positions, units: indices along the factor, and the units there; no positions where index
             i is unit i.
-        per_unit: (size,): how many elements of one example each unit has.
+        per_unit: (size,): how many elements of one example each unit has in this tensor: after
+            pooling, fewer than in the map that was pooled.
         shared: whether the tensor does not depend on the inputs.
     """
 
@@ -151,6 +152,19 @@ def families(graph: Graph, value: int, dim: int | None = None) -> list[Family]:
                 )
             )
     return out
+
+
+def gated_reads(graph: Graph) -> list[tuple[Read, list[Family]]]:
+    """The reads that carry gates, with the groups that are read there.
+
+    What is computed from weights alone, such as a norm of the weights, is one value for all
+    examples and carries none: a derivative by example holds it fixed.
+    """
+    found = []
+    for read in graph.analysis.reads:
+        own = families(graph, read.value, read.dim)
+        found.append((read, [f for f in own if f.batch is not None or not f.shared]))
+    return [(read, own) for read, own in found if own]
 
 
 @dataclass(frozen=True)

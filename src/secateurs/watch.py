@@ -1,7 +1,8 @@
 """Watch what the readers of a network read, and the gradient there, while a recording is replayed.
 
-The gate of a unit sits on the operand that each reader reads; its derivative is the sum of
-∂C/∂z · z over the unit's positions there, which costs one product and one sum and no second graph.
+The gate of a unit sits on the operand that each reader reads, where the examples are told apart;
+its derivative is the sum of ∂C/∂z · z over the unit's positions there, which costs one product and
+one sum and no second graph.
 Second derivatives need gates that are tensors: they are put there where these are asked for.
 """
 
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .errors import DataError, DerivativeError, TraceError
+from .errors import DataError, TraceError
 from .gates import trace
 from .groups import Graph
-from .sites import Family, Site, families, sites
+from .sites import Family, Site, gated_reads, sites
 from .trace.analyse import Read
 from .trace.program import Instead, Intercept, Node
 from .trace.record import input_tensors, model_tensors
@@ -37,8 +38,7 @@ class _Shape:
                 "the network has other groups for this input shape than for the traced one; "
                 "score with inputs like the example inputs"
             )
-        found = [(r, families(self.graph, r.value, r.dim)) for r in self.graph.analysis.reads]
-        self.reads: list[tuple[Read, list[Family]]] = [(r, own) for r, own in found if own]
+        self.reads = gated_reads(self.graph)
         nodes = self.graph.program.nodes
         self.mutable = any(node.op._schema.is_mutable for node in nodes)
         self.sites: dict[int, list[Site]] = {}
@@ -73,9 +73,7 @@ class Seen:
     def add_gradient(self, family: Family, rows: Tensor) -> None:
         """Add the derivatives by the gates of a family at one read, (examples, units)."""
         if len(rows) != self.examples:
-            if not family.shared:
-                raise _mixed(family.group)
-            rows = rows.expand(self.examples, -1) / self.examples
+            raise _mixed(family.group)
         _add(self.gradient, family.group, rows)
         _add(self.mean_gradient, family.group, rows / family.per_unit.to(rows))
 
@@ -177,12 +175,7 @@ class Watched:
         """The operand times gates of one, each a leaf of the graph."""
         for family in own:
             if family.batch is None and self.seen.examples > 1:
-                if not family.shared:
-                    raise _mixed(family.group)
-                raise DerivativeError(
-                    f"group {family.group!r} is read where the examples share one value; its "
-                    "second derivatives per example need batches of one example"
-                )
+                raise _mixed(family.group)
             gate = x.new_ones(self.seen.examples, family.size).requires_grad_()
             self.seen.gates.append((family, gate))
             x = family.gated(x, gate)

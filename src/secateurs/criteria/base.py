@@ -117,8 +117,8 @@ class Estimate(Criterion, Protocol):
     @property
     def probes(self) -> int: ...
 
-    def error(self, state: Any) -> Tensor:
-        """The standard error of each unit's importance, (units,)."""
+    def error(self, state: Any) -> Tensor | None:
+        """The standard error of each unit's importance, (units,); None if too little was drawn."""
 
 
 @dataclass(frozen=True)

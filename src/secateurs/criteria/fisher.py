@@ -13,7 +13,9 @@ from .base import Averaged, GroupBatch
 class Fisher(Averaged):
     """`Θ_i = ½ · mean over examples of (∂C_n/∂g_i)²`.
 
-    Where the loss is a negative log likelihood and the network fits its data, this is ½ ∂²C/∂g_i².
+    Where the loss is a negative log likelihood, this is about the Gauss-Newton form of ½ ∂²C/∂g_i²:
+    equal in expectation over labels drawn from the network's own prediction, and so near it as far
+    as that prediction is the distribution of the data's labels.
 
     Source: Theis et al., Faster gaze prediction with dense networks and Fisher pruning (2018),
     Δ_k = (1/2N) Σ_n g_nk², g_nk the derivative by a feature map's mask.

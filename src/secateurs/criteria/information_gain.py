@@ -63,7 +63,8 @@ class InformationGain:
             )
         rising = group.sample.double().sort(0).values
         at = torch.arange(1, self.bins, device=rising.device) * len(rising) // self.bins
-        between = (rising[at - 1] + rising[at]) / 2  # no example of the batch lies on an edge
+        # between two examples of the batch; where they tie, as at zero after a ReLU, on their value
+        between = (rising[at - 1] + rising[at]) / 2
         return between.T.contiguous(), {}
 
     def update(self, state: State, batch: GroupBatch) -> State:

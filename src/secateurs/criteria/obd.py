@@ -20,10 +20,11 @@ class Obd:
     Args:
         probes: 0 computes it exactly, at one backward pass per output of the network. Otherwise
             so many times per example, a vector r of random signs gives `(Jᵀr)_i (JᵀHr)_i`, whose
-            mean is the same: two backward passes each, however many outputs there are.
-            `Scores.error` is its standard error over examples and probes. It counts how examples
-            differ too, and so it is an upper bound on the distance from the exact value on the
-            same data.
+            mean is the same: two backward passes each, however many outputs there are. The signs
+            come from the seed and the example's own tensors, wherever it is seen.
+            `Scores.error` is the standard error over all draws; it is empty after a single one. It
+            counts how examples differ too: in expectation, its square is no smaller than that of
+            the standard error about the exact value on the same data.
 
     Source: LeCun, Denker, Solla, Optimal Brain Damage (1990), s_k = ½ h_kk u_k² with the
     Levenberg-Marquardt form of h_kk, here for a gate, u_k = 1; Hutchinson (1990) for the estimate.
@@ -65,6 +66,8 @@ class Obd:
     def score(self, state: Spread) -> Tensor:
         return state.mean
 
-    def error(self, state: Spread) -> Tensor:
-        """√(s²/n), s² the unbiased variance over all n draws, (units,)."""
-        return (state.squares / max(state.count - 1, 1) / state.count).sqrt()
+    def error(self, state: Spread) -> Tensor | None:
+        """√(s²/n), s² the unbiased variance over all n draws, (units,); None of a single draw."""
+        if state.count < 2:
+            return None
+        return (state.squares / (state.count - 1) / state.count).sqrt()

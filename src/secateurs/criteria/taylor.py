@@ -15,6 +15,9 @@ class Taylor(Averaged):
 
     The mean runs over the M positions of a unit within one example; the contributions of several
     readers are summed within the example; the absolute value is taken per example, then averaged.
+    M counts positions at the operand that a reader reads. In the paper it counts those of the map
+    after the nonlinearity: where 4 × 4 pooling comes between, Θ here is 16 times as large. A
+    normalisation by group takes the factor out again, where all readers of the group share it.
 
     Args:
         gate: sum over the positions instead, without 1/M: `mean |∂C/∂g|`, g the unit's gate.
