@@ -79,6 +79,23 @@ def test_a_criterion_is_chosen_on_held_out_images_alone():
     assert chosen(records) == {("lenet5", "ours"): "l2"}
 
 
+def test_the_page_names_criteria_and_shows_the_macs_that_are_left():
+    import criteria_versus
+
+    records = [
+        {
+            "task": "lenet5", "criterion": "l2", "macs": 0.25, "seed": 0, "side": side,
+            "validation": validation, "scale": 1.0, "error": 1.0, "macs_before": 200,
+            "macs_left": left, "params_left": 7,
+        }
+        for validation in (True, False) for side, left in (("ours", 50), ("theirs", 48))
+    ]  # fmt: skip
+    choice, table = criteria_versus._choice(records), criteria_versus._table(records)
+    assert "| `weight` | 1.00 | `GroupMagnitudeImportance` | 1.00 |" in choice
+    assert "| 25.0% | 24.0% | 7 | 7 |" in table
+    assert "l2" not in choice + table
+
+
 def test_errors_are_read_where_a_run_crosses_a_fraction_of_the_macs():
     from flops import at, kept
 
