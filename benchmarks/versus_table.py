@@ -147,9 +147,9 @@ def _summary(cells: dict[tuple[str, str, float], list[Pair]]) -> str:
         estimates = {cell: Estimate.of([p.difference for p in f]) for cell, f in runs.items()}
         worse = [f"{c[0]} at {c[2]:.0%}" for c, estimate in estimates.items() if estimate.worse]
         lines.append(
-            f"**{twin.called('ours')} against {twin.called('theirs')}**: {overall} points over all cells and seeds "
-            f"(mean and standard error). Worse by more than two standard errors of its own: "
-            f"{', '.join(worse) or 'no cell'}."
+            f"**{twin.called('ours')} against {twin.called('theirs')}**: {overall} points over all "
+            f"cells and seeds (mean and standard error). Worse by more than two standard errors of "
+            f"its own: {', '.join(worse) or 'no cell'}."
         )
     return "\n\n".join(lines)
 

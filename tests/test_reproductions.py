@@ -108,6 +108,29 @@ def test_errors_are_read_where_a_run_crosses_a_fraction_of_the_macs():
     assert kept({"a": 8, "b": 8}, history, 2) == {"a": 5, "b": 4}
 
 
+def test_what_is_said_of_lambda_follows_from_its_runs():
+    import flops
+
+    def run(errors: list[float], params: list[int]) -> dict:
+        return {
+            "macs": [100, 80, 40, 20, 5], "error": errors, "params": params, "sizes": {"a": 8},
+            "kept": [{"a": n} for n in (8, 6, 4, 2, 1)],
+        }  # fmt: skip
+
+    none = run([1.0, 1.0, 2.0, 3.0, 9.0], [100, 80, 40, 20, 5])
+    most = run([1.0, 2.0, 3.0, 4.0, 5.0], [100, 95, 60, 30, 5])
+    runs = {0.0: [none], 0.1: [most]}
+    assert [flops.steps(none, fraction) for fraction in flops.SHOWN] == [2, 2, 3, 4]
+    verdict = flops._verdict(runs).splitlines()
+    assert [line.endswith("no λ has less error than 0.") for line in verdict] == [True] * 3 + [
+        False
+    ]
+    assert "against λ = 0, paired by seed" in verdict[3]
+    assert "| 0.0 | 60 | 60 | 90 | 120 |" in flops._updates(runs, 30)
+    assert "rise in 4 of 4 cases" in flops._trend(runs)
+    assert "rise in 0 of 4 cases" in flops._trend({0.0: [most], 0.1: [none]})
+
+
 def test_the_table_says_where_taylor_is_behind(monkeypatch):
     import correlation
 
