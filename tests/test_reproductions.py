@@ -131,20 +131,20 @@ def test_what_is_said_of_lambda_follows_from_its_runs():
     assert "rise in 0 of 4 cases" in flops._trend({0.0: [most], 0.1: [none]})
 
 
-def test_the_table_says_where_taylor_is_behind(monkeypatch):
+def test_the_table_says_where_taylor_is_ahead_level_and_behind():
     import correlation
 
     truth = comparisons.oracle()
     rows = {}
-    for taylor, weight in ((0.1, 3.0), (3.0, 0.1)):
+    for taylor, weight in ((0.1, 3.0), (3.0, 0.1), (0.5, 0.5)):
         lines = [truth, *(comparisons.noisy(truth, *pair) for pair in
                           (("taylor", taylor), ("weight", weight), ("random", 1e6)))]  # fmt: skip
         found = {"lenet5": [Comparison(comparisons.setting(), lines)]}
         rows[taylor] = correlation._verdicts(found).splitlines()[-1]
-    assert rows[0.1].count("ahead") == 3
-    assert "behind" not in rows[0.1]
+    assert rows[0.1].count("ahead, +") == 3
     assert rows[3.0].count("behind, −") == 3
     assert rows[3.0].count("`weight`") == 3
+    assert rows[0.5].count("level, ") == 3
 
 
 def test_done_cells_are_not_run_again(tmp_path):
