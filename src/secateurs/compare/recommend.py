@@ -243,7 +243,7 @@ def _verdict(mean: float, error: float, seeds: int, rivals: int) -> Sure:
 
 
 def _grade(duels: Sequence[Duel]) -> Sure:
-    """As sure as the least sure of its duels; alone it is not judged."""
+    """That of the duel that speaks most against it; alone it is not judged."""
     order: tuple[Sure, ...] = ("tied", "unknown", "likely", "clear")
     return min((duel.verdict for duel in duels), key=order.index, default="unknown")
 
