@@ -71,6 +71,13 @@ def called(target: str, quick: bool, seeds: int) -> str:
     return f"make {target}" + (" QUICK=1" if quick else f" SEEDS={seeds}" if seeds != SEEDS else "")
 
 
+def spread_over(seeds: int) -> str:
+    """What the figures of a page are."""
+    if seeds == 1:
+        return "those of one base network, of seed 0: they have no spread"
+    return f"means and standard deviations over {seeds} base networks, one a seed"
+
+
 def machine() -> str:
     """This machine, for the foot of a page."""
     try:

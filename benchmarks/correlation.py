@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import typer
-from cells import SEEDS, called, train_bases
+from cells import SEEDS, called, spread_over, train_bases
 from tasks import TASKS
 from torch import nn
 from versus_table import markdown
@@ -37,7 +37,7 @@ PAPERS = {  # Molchanov et al. 2016, table 1: per layer, all layers, all layers 
     "weight": (0.27, 0.34, 0.33),
 }
 CRITERIA = [name for name in ALL if not name.startswith("oracle")]
-RIVALS = ("activation", "weight", "random")
+RIVALS = ("activation", "activation-std", "weight", "random")
 FORMS: Mapping[str, Callable[[Coefficients], Estimate | None]] = {
     "Per layer": lambda found: found.per_layer,
     "All layers": lambda found: found.all_layers,
@@ -80,16 +80,13 @@ def document(found: Found, command: str) -> str:
 data, for every criterion: Spearman's rank correlation with the oracle |C(g_i = 0) − C(1)|, which is
 exact, over {one.setting.examples:,} training images. The nets are trained from scratch by the
 command, and have no BatchNorm unless it is said; the paper's VGG-16 was fine-tuned on Birds-200.
-Base networks of each: {seeds}, from seed 0 on; figures are their mean and standard deviation.
-Intervals are in the tables of each net.
+Figures are {spread_over(seeds)}. Intervals are in the tables of each net.
 
 {_networks(found)}
 
 ## Is Taylor ahead?
 
 {_verdicts(found)}
-
-A lead of less than the intervals below is none.
 
 {_why(found)}
 
@@ -176,29 +173,47 @@ def _details(found: Found) -> str:
     return "\n\n".join(parts)
 
 
+def means(estimates: Sequence[Estimate]) -> tuple[float, float, float]:
+    """Of value, low and high, over base networks."""
+    return (
+        mean(one.value for one in estimates),
+        mean(one.low for one in estimates),
+        mean(one.high for one in estimates),
+    )
+
+
 def _interval(estimates: Sequence[Estimate]) -> str:
     if not estimates:
         return "–"
-    value, low, high = (mean(getattr(e, f) for e in estimates) for f in ("value", "low", "high"))
+    value, low, high = means(estimates)
     return f"{value:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
 
 
 def _verdicts(found: Found) -> str:
-    """For each net: Taylor less the best of the criteria that the paper puts behind it."""
-    rows = []
-    for name, runs in found.items():
-        row = [TASKS[name].title]
-        for form in FORMS:
-            ours = mean(one.value for one in values(runs, "taylor", form))
-            own = {rival: values(runs, rival, form) for rival in RIVALS}
-            others = {rival: mean(e.value for e in each) for rival, each in own.items() if each}
-            best = max(others, key=lambda rival: others[rival])
-            gap = f"{ours - others[best]:+.2f}".replace("-", "−")
-            row.append(f"{'ahead' if ours > others[best] else 'behind'}, {gap} (`{best}`)")
-        rows.append(row)
+    """For each net: Taylor less the best of the criteria that it is said to be ahead of."""
+    rows = [
+        [TASKS[name].title, *(_verdict(runs, form) for form in FORMS)]
+        for name, runs in found.items()
+    ]
     table = markdown(["network", *(form.lower() for form in FORMS)], rows)
     rivals = ", ".join(f"`{rival}`" for rival in RIVALS)
-    return f"Taylor less the best of {rivals}:\n\n{table}"
+    return f"""Taylor less the best of {rivals}, with the 95% interval of
+the difference, whose draws both share; level where it spans 0. (`obd`, `fisher` and other forms of
+Taylor look at the same gradients; see the tables.)
+
+{table}"""
+
+
+def _verdict(runs: Sequence[Comparison], form: str) -> str:
+    ours = values(runs, "taylor", form)
+    rivals = {name: values(runs, name, form) for name in RIVALS}
+    known = {name: mean(e.value for e in each) for name, each in rivals.items() if each}
+    best = max(known, key=lambda name: known[name])
+    gaps = [own - other for own, other in zip(ours, rivals[best], strict=True)]
+    value, low, high = means(gaps)
+    verdict = "ahead" if low > 0 else "behind" if high < 0 else "level"
+    text = f"{verdict}, {value:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
+    return f"{text} (`{best}`)"
 
 
 def _why(found: Found) -> str:
@@ -213,11 +228,20 @@ def _why(found: Found) -> str:
         mean(e.value for e in values(found[fitted], name, "Per layer"))
         for name in ("taylor", "taylor-squared", "taylor-second")
     )
+    chance = [
+        mean(e.value for e in values(runs, "random", list(FORMS)[-1])) for runs in found.values()
+    ]
     return f"""Over all layers, with scores as they are, the paper has Taylor last (0.14). Its
-formula is the mean over the positions of a map, so maps of many positions seem unimportant beside
-those of few. `taylor-gate`, the derivative by the gate, is the same without the division, and ranks
+formula is the mean over the M positions of a map, so maps of many positions seem unimportant beside
+those of few. M here counts the positions that the next layer reads: behind a pooling they are fewer
+than those of the map in the paper's equation 7, and the score is larger by the area of the pooling.
+`taylor-gate`, the derivative by the gate, is the same without the division, and ranks
 alike within a layer. With it the correlation over all layers becomes, in the order of the networks:
 {pairs}.
+
+Divided by its ℓ2 norm a layer of n units has scores of about 1/√n, so the units of small layers
+stand above those of large ones whatever the criterion, as to the oracle they mostly do: `random`
+alone has {min(chance):.2f} to {max(chance):.2f} there. What a criterion adds is what it has beyond.
 
 A network that fits its images leaves little gradient to expand by. On that of the least training
 loss, {TASKS[fitted].title}, `taylor` has {first:.2f} per layer; `taylor-squared`, whose square is

@@ -59,7 +59,7 @@ def document(records: Sequence[dict], command: str) -> str:
     )
     return f"""# Criterion by criterion beside Torch-Pruning 1.6.1
 
-`{command}` runs the cells and writes this page. Both tools cut the same trained network to
+`{command}` runs the cells and writes this page. Both tools cut the same trained network to at most
 {MACS:.0%} of its MACs with criteria that ask the same question, and get the same number of weight
 updates ({updates}); see [the comparison of the tools](versus.md) for how. Seeds: {seeds}, each
 with its own base network; ± is the standard error over them.
@@ -72,9 +72,10 @@ with its own base network; ± is the standard error over them.
 
 - The twins are not the same formula. Torch-Pruning averages over every tensor that its group holds,
   readers and BatchNorm scales too, and divides by the group's mean; ours look at one place, and are
-  made comparable over layers by the ℓ2 norm and {OPTIONS}, which was chosen on held-out
-  images of these same networks. Its `GroupHessianImportance` keeps the last example of those it is
-  given, and `ActivationImportance` the last batch.
+  made comparable over layers by the ℓ2 norm and `{OPTIONS}`. Its `GroupHessianImportance`
+  keeps the last example of those it is given, and `ActivationImportance` the last batch.
+- `{OPTIONS}` was chosen for our side alone, on held-out images of these same networks;
+  Torch-Pruning keeps its defaults, unsearched.
 - Nothing in Torch-Pruning's ranking weighs what a unit costs. Where a criterion finds most units of
   a cheap layer idle, that layer goes nearly whole before the MACs are met: see the parameters left.
 - The criterion is chosen from one seed on held-out images, so a near tie may fall either way.
@@ -106,7 +107,7 @@ def _choice(records: Sequence[dict]) -> str:
         difference = Estimate.of([a - b for a, b in zip(*errors.values(), strict=True)])
         row = [TASKS[task].title]
         for side in SIDES:
-            row += [best[task, side], f"{mean(errors[side]):.2f}"]
+            row += [TWINS[best[task, side]].called(side), f"{mean(errors[side]):.2f}"]
         rows.append([*row, difference])
     columns = ["network", "ours: chosen", "test error (%)", "theirs: chosen", "test error (%)"]
     columns.append("ours − theirs (points)")
@@ -119,17 +120,18 @@ def _table(records: Sequence[dict]) -> str:
     }
     rows = []
     for (task, criterion, _), runs in pairs(r for r in records if not r["validation"]).items():
-        twin = TWINS[criterion]
-        row = [TASKS[task].title, f"`{twin.ours}`", f"`{twin.theirs}`"]
+        row = [TASKS[task].title, *map(TWINS[criterion].called, SIDES)]
         row += [f"{validation[task, criterion, side]:.2f}" for side in SIDES]
         row += [f"{mean(pair.ours['error'] for pair in runs):.2f}"]
         row += [f"{mean(pair.theirs['error'] for pair in runs):.2f}"]
         row.append(str(Estimate.of([pair.difference for pair in runs])))
-        row += [f"{mean(pair.ours['params_left'] for pair in runs):,.0f}"]
-        rows.append([*row, f"{mean(pair.theirs['params_left'] for pair in runs):,.0f}"])
+        sides = [pair.ours for pair in runs], [pair.theirs for pair in runs]
+        row += [f"{mean(r['macs_left'] / r['macs_before'] for r in side):.1%}" for side in sides]
+        row += [f"{mean(r['params_left'] for r in side):,.0f}" for side in sides]
+        rows.append(row)
     columns = ["network", "ours", "theirs", "held-out error (%), ours", "theirs"]
     columns += ["test error (%), ours", "theirs", "ours − theirs (points)"]
-    columns += ["parameters left, ours", "theirs"]
+    columns += ["MACs left, ours", "theirs", "parameters left, ours", "theirs"]
     return f"Criterion by criterion:\n\n{markdown(columns, rows)}"
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 import typer
-from cells import SEEDS, called, machine, run_cells, train_bases
+from cells import SEEDS, called, machine, run_cells, spread_over, train_bases
 from tasks import TASKS, fine_tune
 from torch import nn
 from versus_table import markdown
@@ -91,6 +92,12 @@ def at(record: dict, fraction: float, of: str = "error") -> float:
     return float(np.interp(-fraction, -macs, record[of]))
 
 
+def steps(record: dict, fraction: float) -> int:
+    """How many removals a run takes to come down to a fraction of the MACs."""
+    goal = fraction * record["macs"][0]
+    return next(step for step, macs in enumerate(record["macs"]) if macs <= goal)
+
+
 def document(records: Sequence[dict], command: str) -> str:
     """The page, in Markdown."""
     weights = list(dict.fromkeys(record["weight"] for record in records))
@@ -104,9 +111,8 @@ def document(records: Sequence[dict], command: str) -> str:
 (2016), section 2.2. The network is {task.title}: {macs / 1e6:.1f} million MACs and {params:,}
 parameters. It is pruned by Taylor with ℓ2 over the layers, in steps of 1/{ROUNDS} of its units with
 {each} weight updates after each and none at the end. Θ_flops is relative to the costliest unit, so
-that λ suits any network; the paper's λ = 10⁻³ is of another scale. Mean and standard deviation over
-seeds ({len(runs[weights[0]])}), each with its own base network; errors are on {TESTED:,} test
-images.
+that λ suits any network; the paper's λ = 10⁻³ is of another scale. Figures are
+{spread_over(len(runs[weights[0]]))}; errors are on {TESTED:,} test images.
 
 ![Error against MACs for each λ](flops.svg)
 
@@ -118,15 +124,22 @@ Parameters left there (%):
 
 {_parameters(runs)}
 
+Weight updates until the first step at or below it. They follow removals, so a λ that comes down to
+the same MACs in fewer removals has had fewer updates there: the errors above are not of λ alone.
+
+{_updates(runs, each)}
+
 Units left (%) of each layer at {SHOWN[-2]:.0%} of the MACs, from the input to the output:
 
 {_layers(runs)}
 
 {_verdict(runs)}
 
-{TESTED:,} images leave a standard error of about a point in each figure, less in the differences,
-which are on the same images. λ changes which layers pay: the larger it is, the more parameters are
-left at the same MACs, since costly units of the first layers go in place of cheap ones.
+Each of these is the best of {len(weights)} on the test images that it is judged by, which flatters
+it. {TESTED:,} images leave a standard error of about a point in each figure, less in the
+differences, which are on the same images.
+
+{_trend(runs)}
 
 {machine()}.
 """
@@ -141,28 +154,39 @@ def _errors(runs: dict[float, list[dict]]) -> str:
 
 
 def _parameters(runs: dict[float, list[dict]]) -> str:
-    rows = []
-    for weight, own in runs.items():
-        left = [[100 * at(r, f, "params") / r["params"][0] for r in own] for f in SHOWN]
-        rows.append([weight, *(f"{mean(values):.0f}" for values in left)])
+    rows = [
+        [weight, *(f"{parameters_left(own, f):.0f}" for f in SHOWN)] for weight, own in runs.items()
+    ]
+    return markdown(["λ", *(f"{f:.0%} of the MACs" for f in SHOWN)], rows)
+
+
+def _updates(runs: dict[float, list[dict]], each: int) -> str:
+    rows = [
+        [weight, *(f"{each * mean(steps(r, f) for r in own):.0f}" for f in SHOWN)]
+        for weight, own in runs.items()
+    ]
     return markdown(["λ", *(f"{f:.0%} of the MACs" for f in SHOWN)], rows)
 
 
 def _layers(runs: dict[float, list[dict]]) -> str:
     """From the first step at or below the fraction."""
     sizes = next(iter(runs.values()))[0]["sizes"]
-    rows = []
-    for weight, own in runs.items():
-        left = []
-        for record in own:
-            goal = SHOWN[-2] * record["macs"][0]
-            left.append(
-                next(k for k, m in zip(record["kept"], record["macs"], strict=True) if m <= goal)
-            )
-        rows.append(
-            [weight, *(f"{100 * mean(k[n] for k in left) / s:.0f}" for n, s in sizes.items())]
-        )
+    rows = [
+        [weight, *(f"{units_left(own, name):.0f}" for name in sizes)]
+        for weight, own in runs.items()
+    ]
     return markdown(["λ", *(f"`{name}` ({size})" for name, size in sizes.items())], rows)
+
+
+def units_left(runs: Sequence[dict], layer: str) -> float:
+    """Of a layer, in percent, at the fraction whose layers are shown."""
+    left = [r["kept"][steps(r, SHOWN[-2])][layer] / r["sizes"][layer] for r in runs]
+    return 100 * mean(left)
+
+
+def parameters_left(runs: Sequence[dict], fraction: float) -> float:
+    """In percent, where the runs cross a fraction of the MACs."""
+    return 100 * mean(at(r, fraction, "params") / r["params"][0] for r in runs)
 
 
 def _verdict(runs: dict[float, list[dict]]) -> str:
@@ -174,11 +198,27 @@ def _verdict(runs: dict[float, list[dict]]) -> str:
         paired = [
             at(b, fraction) - at(a, fraction) for a, b in zip(runs[0.0], runs[best], strict=True)
         ]
+        found = (
+            f"the least error is that of λ = {best:g}: {spread(paired, sign='+')} points against "
+            "λ = 0, paired by seed."
+        )
         lines.append(
-            f"- At {fraction:.0%} of the MACs the least error is that of λ = {best:g}: "
-            f"{spread(paired, sign='+')} points against λ = 0, paired by seed."
+            f"- At {fraction:.0%} of the MACs {found if best else 'no λ has less error than 0.'}"
         )
     return "\n".join(lines)
+
+
+def _trend(runs: dict[float, list[dict]]) -> str:
+    """Which layers pay: what λ = 0 and the largest λ leave, and what those between do."""
+    none, *_, most = runs
+    left = {f: [parameters_left(own, f) for own in runs.values()] for f in SHOWN}
+    ends = ", ".join(f"{row[0]:.0f}% → {row[-1]:.0f}%" for row in left.values())
+    rises = [b > a for row in left.values() for a, b in pairwise(row)]
+    first = next(iter(runs[none][0]["sizes"]))
+    units = " → ".join(f"{units_left(runs[weight], first):.0f}%" for weight in (none, most))
+    return f"""From λ = {none:g} to λ = {most:g} the parameters left at these MACs go {ends};
+from each λ to the next they rise in {sum(rises)} of {len(rises)} cases. Of the first layer's units
+{units} are left at {SHOWN[-2]:.0%} of the MACs."""
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:

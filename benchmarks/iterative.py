@@ -12,9 +12,9 @@ from itertools import product
 from pathlib import Path
 
 import typer
-from cells import SEEDS, called, train_bases
+from cells import SEEDS, called, spread_over, train_bases
 from correlation import told
-from tasks import TASKS, cosine, sgd
+from tasks import BATCH, TASKS, cosine, sgd
 from torch import nn
 from versus_table import Estimate, markdown
 
@@ -68,13 +68,16 @@ def document(found: Found, command: str) -> str:
     networks = ", ".join(
         f"{TASKS[name].title} ({own[0].setting.updates} updates)" for name, own in found.items()
     )
+    ranked = f"{setting.options['score_batches']} batches of {BATCH}"
     return f"""# Iterative and one-shot
 
 `{command}` runs the experiments and writes this page. The same network is cut to a fraction of its
-MACs in one go, or in {ROUNDS} rounds with new scores each, and gets the same number of weight
-updates on the same batches: {networks}. The rate falls along a cosine in each fine-tuning. Errors
-are on {TESTED:,} test images: mean and standard deviation over seeds ({seeds}), each with its own
-base network.
+MACs in one go, or in rounds, and gets the same number of weight updates on the same batches:
+{networks}. A round takes 1/{ROUNDS} of the network's units, ranked anew, and is followed by
+1/{ROUNDS} of the updates; the rounds stop where the budget is met, and the updates
+that are left come at the end. A round is ranked by {ranked} images, the one cut
+by {setting.examples:,}: the scores of a round are noisier. The rate falls along a cosine in each
+fine-tuning. Errors are on {TESTED:,} test images; figures are {spread_over(seeds)}.
 
 {_errors(found)}
 

@@ -69,6 +69,13 @@ class Twin:
     every_step: bool = False
     norm: bool = False
 
+    def called(self, side: str) -> str:
+        """What one side calls it, for a table."""
+        if side == "ours":
+            return f"`{self.ours}`"
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"`{self.theirs}({options})`" if options else f"`{self.theirs}`"
+
     def make(self) -> Any:
         """Torch-Pruning's side."""
         import torch_pruning as tp

@@ -10,6 +10,7 @@ from statistics import mean, stdev
 
 from cifar import TRAIN
 from tasks import BATCH, TASKS
+from twins import TWINS
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ gives both the same number of weight updates. The error is on {measured} images.
   {BATCH}, the rate falling along a cosine in every fine-tuning). One function does them for both
   sides, from the same seed: update n sees the same batch on both.
 - Secateurs: `secateurs.prune(budget={{"macs": …}}, step=1/20, criterion=…)` with
-  {extra}; 'l2' is the criterion `weight`. Options were chosen with `--validation`: on
+  {extra}. Options were chosen with `--validation`: on
   held-out training images, with base networks that have not seen them.
 - Torch-Pruning: `BasePruner(global_pruning=True, pruning_ratio=1.0, iterative_steps=400)` with the
   classifier ignored, twenty of its steps a removal, until the MACs are met, with
@@ -130,7 +131,8 @@ def _errors(cells: dict[tuple[str, str, float], list[Pair]]) -> str:
             )
         ]
         difference = Estimate.of([p.difference for p in runs])
-        rows.append([TASKS[task].title, criterion, f"{macs:.0%}", *left, *errors, difference])
+        row = [TASKS[task].title, TWINS[criterion].called("ours"), f"{macs:.0%}"]
+        rows.append([*row, *left, *errors, difference])
     columns = ["network", "criterion", "MACs", "reached, ours", "theirs", "error before (%)"]
     columns += ["after, ours", "after, theirs", "ours − theirs (points)"]
     return markdown(columns, rows)
@@ -139,14 +141,15 @@ def _errors(cells: dict[tuple[str, str, float], list[Pair]]) -> str:
 def _summary(cells: dict[tuple[str, str, float], list[Pair]]) -> str:
     lines = []
     for criterion in dict.fromkeys(criterion for _, criterion, _ in cells):
+        twin = TWINS[criterion]
         runs = {cell: found for cell, found in cells.items() if cell[1] == criterion}
         overall = Estimate.of([p.difference for found in runs.values() for p in found])
         estimates = {cell: Estimate.of([p.difference for p in f]) for cell, f in runs.items()}
         worse = [f"{c[0]} at {c[2]:.0%}" for c, estimate in estimates.items() if estimate.worse]
         lines.append(
-            f"**{criterion} against {criterion}**: {overall} points over all cells and seeds "
-            f"(mean and standard error). Worse by more than two standard errors of its own: "
-            f"{', '.join(worse) or 'no cell'}."
+            f"**{twin.called('ours')} against {twin.called('theirs')}**: {overall} points over all "
+            f"cells and seeds (mean and standard error). Worse by more than two standard errors of "
+            f"its own: {', '.join(worse) or 'no cell'}."
         )
     return "\n\n".join(lines)
 
@@ -154,7 +157,7 @@ def _summary(cells: dict[tuple[str, str, float], list[Pair]]) -> str:
 def _costs(cells: dict[tuple[str, str, float], list[Pair]]) -> str:
     rows = []
     for (task, criterion, macs), runs in cells.items():
-        row = [TASKS[task].title, criterion, f"{macs:.0%}"]
+        row = [TASKS[task].title, TWINS[criterion].called("ours"), f"{macs:.0%}"]
         for key, form in (
             ("params_left", "{:,.0f}"),
             ("seconds", "{:.0f}"),

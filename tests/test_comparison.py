@@ -153,6 +153,26 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     assert 0.87 <= held / 200 <= 0.99
 
 
+def test_a_difference_is_paired_by_draw() -> None:
+    """Two criteria that err alike: their difference is surer than either."""
+    random = np.random.default_rng(5)
+    truth = random.normal(size=40)
+    first = truth + random.normal(size=40)
+    second = first + 0.3 * random.normal(size=40)
+    oracle = {"x": truth.tolist()}
+    one, other = (correlate("c", [{"x": v.tolist()}], oracle).spearman for v in (first, second))
+    found = one.all_layers - other.all_layers
+    values = []
+    for _ in range(1000):
+        drawn = random.integers(0, 40, 40)
+        a, b, c = (v[drawn].tolist() for v in (first, second, truth))
+        values.append(naive_spearman(a, c) - naive_spearman(b, c))
+    assert found.value == pytest.approx(one.all_layers.value - other.all_layers.value)
+    assert [found.low, found.high] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.03)
+    assert found.high - found.low < (one.all_layers.high - one.all_layers.low) / 2
+    assert one.all_layers - one.all_layers == Estimate(0, 0, 0)
+
+
 def test_those_that_stand_for_many_give_as_narrow_an_interval() -> None:
     random = np.random.default_rng(0)
     a = random.normal(size=8 * MOST)

@@ -12,8 +12,9 @@ from scipy import stats
 from tests import comparisons
 
 from secateurs.compare.comparison import Comparison
-from secateurs.compare.recommend import DEFAULTS, Recommendation
+from secateurs.compare.recommend import DEFAULTS, Recommendation, recommend
 from secateurs.compare.record import Experiment
+from secateurs.compare.statistics import Coefficients, Correlation, Estimate
 from secateurs.process.options import Options
 
 BOTH = ("one-shot", "fine-tuned")
@@ -113,9 +114,46 @@ def test_without_fine_tuning_it_says_so() -> None:
 def test_one_seed_proves_nothing() -> None:
     found = judge(comparisons.pruned(metric({"taylor": 0.2}, 0.001), seeds=[0]))
     assert (found.criterion, found.sure) == ("taylor", "unknown")
-    assert "on one seed" in found.headline
+    assert "luck is not known" in found.headline
     assert all(duel.error is None for duel in found.duels)
     assert any("at least three seeds" in reason for reason in found.reasons)
+
+
+def test_seeds_that_repeat_each_other_prove_nothing() -> None:
+    """Criteria that need no data prune alike from every seed, unless something is fine-tuned."""
+    means = {"weight": 0.1, "l1": 0.3, "random": 0.0}
+    lines = comparisons.pruned(
+        lambda name, form, budget, seed: means[name] + budget / 3, tuple(means), ["one-shot"]
+    )
+    found = judge(lines)
+    assert (found.criterion, found.sure) == ("l1", "unknown")
+    assert {(duel.verdict, duel.error) for duel in found.duels} == {("unknown", None)}
+    assert "luck is not known" in found.headline
+    assert any("weight and random every seed gave the same" in why for why in found.reasons)
+
+
+def test_it_says_that_seeds_do_not_draw_the_data_of_the_metric() -> None:
+    why = " ".join(judge(comparisons.pruned(metric({"taylor": 0.2}, 0.001))).reasons)
+    assert "not the data of the accuracy" in why
+    assert "judge the final network on other" in why
+
+
+@pytest.mark.parametrize(
+    ("normalize", "said"),
+    [
+        ("none", "over all layers is 0.10"),
+        ("l2", "its ℓ2 norm, is 0.20"),
+        ("rank", "within layers is 0.30"),
+        ("max", "within layers is 0.30"),
+    ],
+)
+def test_the_correlation_is_that_of_scores_as_they_are_scaled(normalize: str, said: str) -> None:
+    raw, scaled, within = (Estimate(v, v - 0.05, v + 0.05) for v in (0.1, 0.2, 0.3))
+    rho = Coefficients({}, within, raw, scaled)
+    one = Correlation("taylor", rho, rho, 1, 10, {})
+    runs = comparisons.pruned(metric({"taylor": 0.2}, 0.001))
+    found = recommend(comparisons.setting(normalize=normalize), runs, [one])
+    assert any(said in reason for reason in found.reasons)
 
 
 def contradiction(taylor_noise: float) -> Recommendation:
@@ -213,7 +251,8 @@ def test_how_well_the_cut_predicts_the_tuned_network() -> None:
     assert found.low < found.value <= found.high
     flipped = judge([x.model_copy(update={"loss": -x.loss}) for x in lines])
     assert flipped.predicted.value == pytest.approx(-np.mean(each))
-    assert any("did not reliably predict" in reason for reason in flipped.reasons)
+    [said] = [reason for reason in flipped.reasons if "did not reliably predict" in reason]
+    assert "takes the criteria as independent" in said
     assert judge(comparisons.pruned(metric({}, 0.1))).predicted is None  # three criteria are few
 
 

@@ -79,6 +79,23 @@ def test_a_criterion_is_chosen_on_held_out_images_alone():
     assert chosen(records) == {("lenet5", "ours"): "l2"}
 
 
+def test_the_page_names_criteria_and_shows_the_macs_that_are_left():
+    import criteria_versus
+
+    records = [
+        {
+            "task": "lenet5", "criterion": "l2", "macs": 0.25, "seed": 0, "side": side,
+            "validation": validation, "scale": 1.0, "error": 1.0, "macs_before": 200,
+            "macs_left": left, "params_left": 7,
+        }
+        for validation in (True, False) for side, left in (("ours", 50), ("theirs", 48))
+    ]  # fmt: skip
+    choice, table = criteria_versus._choice(records), criteria_versus._table(records)
+    assert "| `weight` | 1.00 | `GroupMagnitudeImportance` | 1.00 |" in choice
+    assert "| 25.0% | 24.0% | 7 | 7 |" in table
+    assert "l2" not in choice + table
+
+
 def test_errors_are_read_where_a_run_crosses_a_fraction_of_the_macs():
     from flops import at, kept
 
@@ -91,20 +108,43 @@ def test_errors_are_read_where_a_run_crosses_a_fraction_of_the_macs():
     assert kept({"a": 8, "b": 8}, history, 2) == {"a": 5, "b": 4}
 
 
-def test_the_table_says_where_taylor_is_behind(monkeypatch):
+def test_what_is_said_of_lambda_follows_from_its_runs():
+    import flops
+
+    def run(errors: list[float], params: list[int]) -> dict:
+        return {
+            "macs": [100, 80, 40, 20, 5], "error": errors, "params": params, "sizes": {"a": 8},
+            "kept": [{"a": n} for n in (8, 6, 4, 2, 1)],
+        }  # fmt: skip
+
+    none = run([1.0, 1.0, 2.0, 3.0, 9.0], [100, 80, 40, 20, 5])
+    most = run([1.0, 2.0, 3.0, 4.0, 5.0], [100, 95, 60, 30, 5])
+    runs = {0.0: [none], 0.1: [most]}
+    assert [flops.steps(none, fraction) for fraction in flops.SHOWN] == [2, 2, 3, 4]
+    verdict = flops._verdict(runs).splitlines()
+    assert [line.endswith("no λ has less error than 0.") for line in verdict] == [True] * 3 + [
+        False
+    ]
+    assert "against λ = 0, paired by seed" in verdict[3]
+    assert "| 0.0 | 60 | 60 | 90 | 120 |" in flops._updates(runs, 30)
+    assert "rise in 4 of 4 cases" in flops._trend(runs)
+    assert "rise in 0 of 4 cases" in flops._trend({0.0: [most], 0.1: [none]})
+
+
+def test_the_table_says_where_taylor_is_ahead_level_and_behind():
     import correlation
 
     truth = comparisons.oracle()
     rows = {}
-    for taylor, weight in ((0.1, 3.0), (3.0, 0.1)):
+    for taylor, weight in ((0.1, 3.0), (3.0, 0.1), (0.5, 0.5)):
         lines = [truth, *(comparisons.noisy(truth, *pair) for pair in
                           (("taylor", taylor), ("weight", weight), ("random", 1e6)))]  # fmt: skip
         found = {"lenet5": [Comparison(comparisons.setting(), lines)]}
         rows[taylor] = correlation._verdicts(found).splitlines()[-1]
-    assert rows[0.1].count("ahead") == 3
-    assert "behind" not in rows[0.1]
+    assert rows[0.1].count("ahead, +") == 3
     assert rows[3.0].count("behind, −") == 3
     assert rows[3.0].count("`weight`") == 3
+    assert rows[0.5].count("level, ") == 3
 
 
 def test_done_cells_are_not_run_again(tmp_path):

@@ -4,8 +4,10 @@ What counts is the metric after fine-tuning, at the same budgets, in the same fo
 seeds. A difference is taken for each seed, over its budgets and forms, so that the seeds are the
 sample: mean, standard error, and Student's t. The best is the one with the best mean; as it was
 picked after the fact from k, it is *clear* where it beats each other at 5% / (k − 1) (Bonferroni),
-*likely* where at 5%. Correlation with the oracle supports, and decides only where nothing was
-pruned: the pruned loss predicts the metric after fine-tuning weakly at best.
+*likely* where at 5%. A difference that is the same in every seed repeats one run and says nothing
+of chance. Seeds do not draw the data of the metric: no error here holds its chance. Correlation
+with the oracle supports, and decides only where nothing was pruned: the pruned loss predicts the
+metric after fine-tuning weakly at best.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ Metrics = Mapping[str, Mapping[Cell, float]]
 RANDOM = "random"  # the baseline: compared, never recommended
 ORACLE = "oracle"  # as a criterion; that it correlates with itself says nothing
 LEVEL = 0.05
+ROUNDING = 1e-12  # a difference below it is none
 ABSURD = 1e100  # a metric beyond it is no result
 FEWEST = 4  # criteria, for a rank correlation over them
 DEFAULTS = {"normalize": "l2", "flops_weight": 1e-3, "cost_power": 0.0}  # as in process/options.py
@@ -42,9 +45,9 @@ class Duel:
     Attributes:
         difference: mean over seeds of how much better the recommended one was; in the metric
             (what is better is positive), or in the rank correlation.
-        error: its standard error over seeds; None of one seed.
+        error: its standard error over seeds; None of one seed, or of seeds that repeat each other.
         ahead, runs: in how many of them it was strictly better.
-        verdict: 'clear', 'likely' or 'tied'; 'unknown' of one seed.
+        verdict: 'clear', 'likely' or 'tied'; 'unknown' where there is no error to judge by.
     """
 
     other: str
@@ -61,7 +64,8 @@ class Recommendation:
 
     Attributes:
         criterion: its name; None where nothing was compared.
-        sure: 'clear', 'likely', 'tied' (with those named there), or 'unknown' (one seed).
+        sure: 'clear', 'likely', 'tied' (with those named there), or 'unknown' (no spread over
+            seeds to judge by).
         basis: what it rests on.
         duels: against each other criterion, the closest first.
         left_out: criterion -> why it was not judged.
@@ -219,34 +223,40 @@ def _duel(other: str, a: Mapping[Cell, float], b: Mapping[Cell, float], rivals: 
     seeds = np.array(_by_seed({cell: value - b[cell] for cell, value in a.items()}))
     mean = float(seeds.mean())
     ahead = sum(value > b[cell] for cell, value in a.items())
-    if len(seeds) < 2:
-        return Duel(other, mean, None, ahead, len(a), "unknown")
-    error = float(seeds.std(ddof=1) / math.sqrt(len(seeds)))
+    error = float(seeds.std(ddof=1) / math.sqrt(len(seeds))) if len(seeds) > 1 else 0.0
+    if error <= ROUNDING:  # one seed, or seeds that repeat each other
+        same = len(seeds) > 1 and mean <= ROUNDING
+        return Duel(other, mean, None, ahead, len(a), "tied" if same else "unknown")
     return Duel(other, mean, error, ahead, len(a), _verdict(mean, error, len(seeds), rivals))
 
 
 def _verdict(mean: float, error: float, seeds: int, rivals: int) -> Sure:
-    """How sure a difference is; rounding alone (1e-12) proves nothing."""
+    """How sure a difference is."""
     from scipy.stats import t
 
-    if mean <= 1e-12:
+    if mean <= ROUNDING:
         return "tied"
-    chance = 2 * float(t.sf(mean / error, seeds - 1)) if error > 0 else 0.0
+    chance = 2 * float(t.sf(mean / error, seeds - 1))
     if chance <= LEVEL / rivals:
         return "clear"
     return "likely" if chance <= LEVEL else "tied"
 
 
 def _grade(duels: Sequence[Duel]) -> Sure:
-    """As sure as the least sure of its duels; alone it is not judged."""
-    order: tuple[Sure, ...] = ("unknown", "tied", "likely", "clear")
+    """That of the duel that speaks most against it; alone it is not judged."""
+    order: tuple[Sure, ...] = ("tied", "unknown", "likely", "clear")
     return min((duel.verdict for duel in duels), key=order.index, default="unknown")
 
 
 # ---------------------------------------------------------------------- the oracle
 def _support(setting: Setting, rho: Coefficients) -> Estimate | None:
-    """The coefficient of the scores as they are ranked when pruning."""
-    return rho.all_l2 if setting.normalize == "l2" else rho.all_layers
+    """Over all layers, of scores as pruning scales them, before units are weighed by their cost.
+
+    Recorded are those of raw scores and of ℓ2; of any other scaling, the mean within layers, which
+    none that divides or ranks a layer's scores can change.
+    """
+    recorded = {"none": rho.all_layers, "l2": rho.all_l2}
+    return recorded.get(setting.normalize, rho.per_layer)
 
 
 def _by_correlation(best: str, support: Mapping[str, Estimate]) -> tuple[Duel, ...]:
@@ -264,7 +274,7 @@ def _predicted(setting: Setting, runs: Sequence[PruneLine]) -> Estimate | None:
 
     Over criteria, within each budget, the mean of the rank correlations of the one-shot loss (or
     else metric) with the metric after fine-tuning, each a mean over seeds. Criteria are drawn for
-    the interval.
+    the interval, as if they were independent.
     """
     pruned = [run for run in runs if run.form == "one-shot"]
     tuned = [run for run in runs if run.form == "fine-tuned"] if setting.updates else []

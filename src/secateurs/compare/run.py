@@ -77,8 +77,9 @@ def compare(
         loss: loss(output, target) -> one value per example, or the mean over the examples.
         objective: objective(model, batch) -> the same, in place of `loss`.
         criteria: their names, or objects with the four functions; 'all' that there are.
-        evaluate: evaluate(model) -> the metric, of data that nothing was chosen by; called in eval
-            mode, without gradients. Without it the metric is the mean loss on `data`.
+        evaluate: evaluate(model) -> the metric, of data that is in neither `data` nor `train`, and
+            not that of the final verdict: the recommendation chooses by it. Called in eval mode,
+            without gradients. Without it the metric is the mean loss on `data`.
         metric, mode: its name, and whether more ('max') or less ('min') is better.
         optimizer: parameters -> torch optimizer. SGD with momentum by default.
         scheduler: (optimizer, updates) -> scheduler, stepped after every update.

@@ -31,12 +31,25 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its interval; `spread` is the standard deviation over seeds, where several."""
+    """A number and its interval.
+
+    Attributes:
+        spread: the standard deviation over seeds, where several.
+        draws: what the bootstrap drew, where the interval is of one.
+    """
 
     value: float
     low: float
     high: float
     spread: float | None = None
+    draws: tuple[float, ...] = field(default=(), repr=False, compare=False)
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        """The difference, paired by draw: of two criteria that met the same."""
+        differences = np.subtract(self.draws, other.draws)
+        return Estimate(
+            self.value - other.value, *_interval(differences), None, tuple(differences.tolist())
+        )
 
 
 @dataclass(frozen=True)
@@ -175,10 +188,15 @@ def _estimate(runs: Sequence[Floats]) -> Estimate | None:
     if not runs or not all(math.isfinite(run[0]) for run in runs):
         return None
     values = np.array([run[0] for run in runs])
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(np.mean(runs, axis=0), [tail, 1 - tail])
+    mean = np.mean(runs, axis=0)
     spread = float(values.std(ddof=1)) if len(runs) > 1 else None
-    return Estimate(float(values.mean()), float(low), float(high), spread)
+    return Estimate(float(values.mean()), *_interval(mean), spread, tuple(mean.tolist()))
+
+
+def _interval(draws: Floats) -> tuple[float, float]:
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 # ---------------------------------------------------------------------- the draws

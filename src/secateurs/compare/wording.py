@@ -18,6 +18,7 @@ WHEN = {
     "one-shot": "right after pruning",
     "correlation": "in correlation with the oracle",
 }
+WHERE = {"none": "over all layers", "l2": "over all layers, each with its ℓ2 norm,"}
 
 
 def headline(best: str, sure: Sure, basis: Basis, duels: Sequence[Duel]) -> str:
@@ -34,7 +35,7 @@ def headline(best: str, sure: Sure, basis: Basis, duels: Sequence[Duel]) -> str:
     tied = [duel.other for duel in duels if duel.verdict == "tied"]
     if sure == "tied":
         return f"{best} came out best {when}, but cannot be told apart from {listed(tied)}."
-    return f"{best} came out best {when}, on one seed: how much of that is luck is not known."
+    return f"{best} came out best {when}, but how much of that is luck is not known."
 
 
 def reasons(
@@ -57,7 +58,7 @@ def reasons(
             "criterion: what is left right after the cut tells little of what comes back. Compare "
             "with fine-tuning before you rely on this."
         )
-    yield from _oracle(basis, best, support)
+    yield from _oracle(setting, basis, best, support)
     if predicted is not None:
         yield prediction(predicted)
 
@@ -79,6 +80,18 @@ def _runs(setting: Setting, best: str, duels: Sequence[Duel], metrics: Metrics) 
         yield "With one seed there is no spread to judge by: compare over at least three seeds."
     elif seeds == 2:
         yield "Two seeds can hardly show a difference: compare over at least three."
+    repeats = [duel.other for duel in duels if duel.verdict == "unknown"]
+    if seeds > 1 and repeats:
+        yield (
+            f"Against {listed(repeats)} every seed gave the same difference, so there is no spread "
+            "to judge by: a criterion that needs no data, or sees all of it, repeats itself where "
+            "nothing is fine-tuned."
+        )
+    yield (
+        "Seeds draw the data of the scores and the order of fine-tuning, not the data of the "
+        f"{setting.metric_name}: its chance is in no error. The criterion was picked by that data; "
+        "judge the final network on other."
+    )
 
 
 def against(duel: Duel, metric: str) -> str:
@@ -116,13 +129,16 @@ def _indifferent(best: str, duels: Sequence[Duel], seconds: Mapping[str, float])
         )
 
 
-def _oracle(basis: Basis, best: str, support: Mapping[str, Estimate]) -> Iterator[str]:
+def _oracle(
+    setting: Setting, basis: Basis, best: str, support: Mapping[str, Estimate]
+) -> Iterator[str]:
     """Whether the correlation speaks for it or against it."""
     judged = {name: own for name, own in support.items() if name != "oracle"}
     if best not in judged:
         return
     own, top = judged[best], max(judged, key=lambda name: judged[name].value)
-    said = f"Its rank correlation with the oracle is {estimate(own)}"
+    where = WHERE.get(setting.normalize, "within layers")
+    said = f"Its rank correlation with the oracle {where} is {estimate(own)}"
     if top == best:
         yield f"{said}, the highest of {len(judged)}."
     elif own.high < judged[top].low:
@@ -144,7 +160,8 @@ def prediction(found: Estimate) -> str:
         strength = "predicted well"
     return (
         f"In these runs the result right after pruning {strength} the one after fine-tuning: "
-        f"rank correlation over criteria {estimate(found)}."
+        f"rank correlation over criteria {estimate(found)}. The interval takes the criteria as "
+        "independent; where some are near copies (taylor and taylor-gate), it is too narrow."
     )
 
 
