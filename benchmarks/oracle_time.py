@@ -13,12 +13,12 @@ from typing import Annotated
 import nets
 import torch
 import typer
-from peak import Peak
 from torch import Tensor, nn
 
 import secateurs as sc
 from lenet import pretrained
 from secateurs.atomic import write_text
+from secateurs.compare.price import Meter
 from secateurs.data import mnist
 from secateurs.exact.changes import Engine
 from secateurs.groups import Graph
@@ -109,21 +109,26 @@ def ours(
     engine = Engine(model, graph, loss, memory=memory, skip=skip)
     ctypes.CDLL(None).malloc_trim(0)  # what is kept of earlier runs would hide what is taken now
     if share == 1:
-        with Peak("cpu") as peak:
+        with Meter(torch.device("cpu")) as meter:
             started = time.process_time()
             for part in engine.fit((x, y)):
                 for _ in engine.changes(part):
                     pass
             total = time.process_time() - started
-        return total, peak.megabytes or float("nan")
+        return total, _megabytes(meter)
     chosen = {g.name: range(0, g.size, share) for g in graph}
     once = times_of(engine, x, y, dict.fromkeys(chosen, ()))
-    with Peak("cpu") as peak:
+    with Meter(torch.device("cpu")) as meter:
         some = times_of(engine, x, y, chosen)
     total = sum(once.values())
     for name, seconds in some.items():
         total += (seconds - once[name]) * graph[name].size / len(chosen[name])
-    return total, peak.megabytes or float("nan")
+    return total, _megabytes(meter)
+
+
+def _megabytes(meter: Meter) -> float:
+    peak = meter.price.peak_bytes
+    return float("nan") if peak is None else peak / 2**20
 
 
 def times_of(engine: Engine, x: Tensor, y: Tensor, units: dict) -> dict[str, float]:

@@ -20,7 +20,6 @@ from itertools import product
 import torch
 import typer
 from cells import run_cells, train_bases
-from peak import Peak
 from tasks import TASKS, Images, Task, count_macs, fine_tune
 from torch import nn
 from twins import SCORE_BATCHES, TWINS
@@ -28,6 +27,7 @@ from versus_table import document
 
 import secateurs as sc
 from secateurs.atomic import write_text
+from secateurs.compare.price import Meter
 from secateurs.process.stream import Stream
 
 ROUNDS = 20  # a removal takes a twentieth of the original units
@@ -158,7 +158,7 @@ def run(cell: Cell) -> tuple[Cell, dict]:
     target, each = int(cell.macs * before), round(task.each * cell.scale)
     options = json.loads(cell.options or "{}")
     job = Job(model, example, train, target, each, cell.criterion, cell.seed, options, tune)
-    with Peak(cell.device) as peak:
+    with Meter(torch.device(cell.device)) as meter:
         started = time.perf_counter()
         small = SIDES[cell.side](job)
         cutting = time.perf_counter() - started - tune.seconds
@@ -174,7 +174,7 @@ def run(cell: Cell) -> tuple[Cell, dict]:
         "rounds": rounds,
         "seconds": cutting + tune.seconds,
         "seconds_cutting": cutting,
-        "peak_mb": peak.megabytes,
+        "peak_mb": None if (peak := meter.price.peak_bytes) is None else peak / 2**20,
         "torch": torch.__version__,
     }
 
