@@ -225,13 +225,14 @@ class Recorder:
             self.program.constants[ident] = tensor
         return ident
 
-    def reference(self, arg: Any, found: list[torch.Tensor]) -> Any:
-        """An argument with its tensors as references; the tensors are added to `found`."""
+    def reference(self, arg: Any, found: list[tuple[int, torch.Tensor]]) -> Any:
+        """An argument with its tensors as references; value and tensor are added to `found`."""
         if type(arg) in _SCALARS:
             return arg
         if isinstance(arg, torch.Tensor):
-            found.append(arg)
-            return Ref(self.value(arg))
+            ident = self.value(arg)
+            found.append((ident, arg))
+            return Ref(ident)
         if type(arg) in (list, tuple):
             return [i if type(i) is int else self.reference(i, found) for i in arg]
         if isinstance(arg, torch.device) and arg == META:
@@ -245,14 +246,14 @@ class Recorder:
             if func is aten.as_strided_.default:
                 return args[0]
             func, args, kwargs = aten.alias.default, args[:1], {}
-        found: list[torch.Tensor] = []
+        found: list[tuple[int, torch.Tensor]] = []
         noted = tuple([self.reference(arg, found) for arg in args])
         noted_kwargs = {key: self.reference(arg, found) for key, arg in kwargs.items()}
         if self.shadow is not None:
-            result = self.shadow.run(func, args, kwargs, found)
+            result = self.shadow.run(func, args, kwargs, [tensor for _, tensor in found])
         else:
             result = func(*args, **kwargs)
-        inputs = tuple([self._ids[id(tensor)][1] for tensor in found])
+        inputs = tuple([ident for ident, _ in found])
         values = self.program.values
         live = any(values[ident].live for ident in inputs)
         self.program.looks |= live and func is aten._local_scalar_dense.default
@@ -280,14 +281,16 @@ class Recorder:
     def _functionalise(self) -> None:
         """Rewrite in-place operations that no other live name can see as their pure forms."""
         program = self.program
-        last: dict[int, int] = {}
-        for position, node in enumerate(program.nodes):
-            for ident in node.inputs:
-                last[ident] = position
-        last.update((ident, len(program.nodes)) for ident in program.output_ids())
+        changed = {self._storage.get(target, -1) for _, target in self._inplace}
         sharing: dict[int, list[int]] = {}
         for ident, storage in self._storage.items():
-            sharing.setdefault(storage, []).append(ident)
+            if storage in changed:
+                sharing.setdefault(storage, []).append(ident)
+        names = {ident for idents in sharing.values() for ident in idents}
+        last: dict[int, int] = {}
+        for position, node in enumerate(program.nodes):
+            last.update(dict.fromkeys(names.intersection(node.inputs), position))
+        last.update((ident, len(program.nodes)) for ident in program.output_ids())
         for position, target in self._inplace:
             node = program.nodes[position]
             others = sharing.get(self._storage.get(target, -1), [])
