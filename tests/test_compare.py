@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,10 +20,11 @@ from tests.support import snapshot
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.compare.bench import Bench
 from secateurs.compare.comparison import Comparison
 from secateurs.compare.engine import open_engine
 from secateurs.compare.log import NAME, Log, Trial
-from secateurs.compare.options import PRESETS, compare_options
+from secateurs.compare.options import PRESETS, CompareOptions, compare_options
 from secateurs.compare.record import (
     FORMS,
     Experiment,
@@ -272,6 +274,19 @@ def test_engines_give_the_same_bits(engine: Any, whole: Comparison, tmp_path: Pa
     found = compared(engine=engine, jobs=2, evaluate=fragile)
     assert fuse.exists()
     assert facts(found) == facts(whole)
+
+
+def test_views_of_the_data_are_sent_without_the_rest() -> None:
+    images, labels = torch.randn(512, 1, 4, 4), torch.zeros(512, dtype=torch.int64)
+    pairs = list(zip(images.split(8), labels.split(8), strict=True))
+    bench = Bench(
+        net(), images[:1], {0: pairs}, pairs, pairs, LOSS, None, None, {}, None, None, None,
+        CompareOptions(),
+    )  # fmt: skip
+    sent = pickle.dumps(bench)
+    assert len(sent) < 2 * (images.nbytes + labels.nbytes) + 100_000  # 64 times as much with all
+    again = pickle.loads(sent)
+    assert torch.equal(torch.cat([x for x, _ in again.pools[0]]), images)
 
 
 def test_the_caller_keeps_its_threads() -> None:

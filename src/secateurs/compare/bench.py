@@ -53,8 +53,21 @@ class Bench:
         return trace(self.model, self.example_inputs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is sent to workers: not the graph, which each finds for itself."""
-        return {name: value for name, value in self.__dict__.items() if name != "graph"}
+        """What is sent to workers: not the graph, which each finds for itself.
+
+        A batch that is a view of all the data would bring all of it along, each batch anew.
+        """
+        state = {name: value for name, value in self.__dict__.items() if name != "graph"}
+        own: dict[int, Tensor] = {}
+
+        def alone(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().nbytes() == tensor.nbytes:
+                return tensor
+            return own.setdefault(id(tensor), tensor.clone())
+
+        for name in ("pools", "data", "train"):
+            state[name] = pytree.tree_map_only(Tensor, alone, state[name])
+        return state
 
     @property
     def device(self) -> torch.device:
