@@ -68,15 +68,15 @@ class Slices:
         tensor, known = tensor.detach(), {} if known is None else known
         if not self.removed:
             return tensor.clone()
-        dims, blocks = sorted(self.removed), max(map(len, self.removed.values()))
+        dims, blocks = list(self.removed), max([len(gone) for gone in self.removed.values()])
         if blocks == 1 and (len(dims) == 1 or tensor.nbytes <= _CACHED):
             return self._select(tensor, dims, 0, known).contiguous()
-        if blocks == 1 and dims == [0, 1]:
+        if blocks == 1 and sorted(dims) == [0, 1]:
             index, run = self._kept(tensor, 1, 0, known)
             if run * tensor[0, 0].nbytes >= _LINE:
                 return self._cut_lines(tensor, index, run)
         out, done = _empty(self.new_shape, tensor), 0
-        columns = [dim for dim in dims if dim]
+        columns = [dim for dim in sorted(dims) if dim]
         few = max(1, _CACHED // tensor[0].nbytes)
         for block, rows in enumerate(np.split(self.keep(0)[0], self._bounds(blocks))):
             for chosen in torch.from_numpy(rows).to(tensor.device).split(few):

@@ -60,7 +60,8 @@ def leaves(axis: Iterable[Factor]) -> list[Factor]:
     """The finest known factors of an axis, outermost first."""
     out: list[Factor] = []
     for factor in axis:
-        factor = find(factor)
+        while factor.alias is not None:
+            factor = factor.alias
         if factor.parts is None:
             out.append(factor)
         else:

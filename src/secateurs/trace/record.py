@@ -89,8 +89,9 @@ def tensor_of(modules: Mapping[str, nn.Module], name: str) -> torch.Tensor | Non
     if module is None:
         return None
     for store in (module._parameters, module._buffers, module.__dict__):
-        if isinstance(store.get(attribute), torch.Tensor):
-            return store[attribute]
+        value = store.get(attribute)
+        if isinstance(value, torch.Tensor):
+            return value
     return None
 
 
