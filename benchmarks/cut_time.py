@@ -2,12 +2,14 @@
 
 Both cut a random 30% of every group in place. Torch-Pruning is used as its README says: an
 importance (random, so that no scoring is timed), a pruner over the whole model with the classifier
-ignored, one step. The two take turns, each on a fresh copy of the same model.
+ignored, one step. The two take turns in one process, each on a fresh copy of the same model; a
+network has a process of its own, as it has where somebody prunes it.
 """
 
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import statistics
 import time
 import warnings
@@ -52,30 +54,36 @@ def timed(function, model: torch.nn.Module, x: torch.Tensor) -> tuple[float, int
     return seconds, sum(p.numel() for p in model.parameters())
 
 
-def main(repeats: int = 7) -> None:
-    """Print the table: median seconds of each, and the ratio."""
+def measure(name: str, repeats: int) -> tuple[str, ...]:
+    """A row of the table: median seconds of each (smallest to largest), the ratio, what is left."""
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    rows = []
     x = torch.randn(1, 3, 224, 224)
-    for name in NETWORKS:
-        model = getattr(torchvision_models(), name)(weights=None).eval()
-        mine, peer = [], []
-        for _ in range(repeats + 1):
-            mine.append(timed(ours, model, x))
-            peer.append(timed(theirs, model, x))
-        a, b = ([t for t, _ in runs[1:]] for runs in (mine, peer))
-        ratio = statistics.median(s / t for s, t in zip(a, b, strict=True))
-        rows.append(
-            (
-                name,
-                f"{statistics.median(a):.3f} ({min(a):.3f} to {max(a):.3f})",
-                f"{statistics.median(b):.3f} ({min(b):.3f} to {max(b):.3f})",
-                f"{ratio:.2f}",
-                f"{mine[-1][1] / 1e6:.2f} M",
-                f"{peer[-1][1] / 1e6:.2f} M",
-            )
-        )
+    model = getattr(torchvision_models(), name)(weights=None).eval()
+    mine, peer = [], []
+    for _ in range(repeats + 1):
+        mine.append(timed(ours, model, x))
+        peer.append(timed(theirs, model, x))
+    a, b = ([t for t, _ in runs[1:]] for runs in (mine, peer))
+    ratio = statistics.median(s / t for s, t in zip(a, b, strict=True))
+    return (
+        name,
+        f"{statistics.median(a):.3f} ({min(a):.3f} to {max(a):.3f})",
+        f"{statistics.median(b):.3f} ({min(b):.3f} to {max(b):.3f})",
+        f"{ratio:.2f}",
+        f"{mine[-1][1] / 1e6:.2f} M",
+        f"{peer[-1][1] / 1e6:.2f} M",
+    )
+
+
+def main(repeats: int = 15, together: bool = False) -> None:
+    """Print the table: each network in a process of its own, or all in one after the other."""
+    if together:
+        rows = [measure(name, repeats) for name in NETWORKS]
+    else:
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(1, maxtasksperchild=1) as pool:
+            rows = [pool.apply(measure, (name, repeats)) for name in NETWORKS]
     columns = (
         "network",
         "secateurs (s)",

@@ -15,7 +15,7 @@ import numpy as np
 from .errors import PlanError, nearest
 from .tables import render
 from .trace.analyse import Analysis
-from .trace.labels import Axis, Bools, Factor, Ints, find, leaves
+from .trace.labels import Axis, Bools, Factor, Ints, axis_size, find, leaves
 from .trace.program import Program
 from .trace.resolve import Resolved, resolve
 
@@ -302,25 +302,26 @@ class Graph:
                 continue
             for dim, axis in enumerate(analysis.tensor_axes(name, ident)):
                 if axis:
-                    slots.append((name, dim, axis))
-                    for factor in leaves(axis):
+                    parts = tuple(leaves(axis))
+                    slots.append((name, dim, parts))
+                    for factor in parts:
                         if factor.frozen is None:
                             analysis.labels.of(factor)
-        self._slots = slots
+        self.slots: list[tuple[str, int, Axis]] = slots  # every axis of a tensor, in its leaves
         self.resolved: Resolved = resolve(analysis.labels)
         self._incidence: dict[int, tuple[Ints, Ints]] = {}
-        self._families: dict[tuple[int, ...], list[tuple[Ints, int]]] = {}
-        self._number_units(slots)
-        self._assign(slots)
+        self._families: dict[Axis, list[tuple[Ints, int]]] = {}
+        self._number_units()
+        self._assign()
         self._mark_inexact()
         self._balance()
         self._leave_training_only()
         self._describe()
 
-    def _number_units(self, slots: list[tuple[str, int, Axis]]) -> None:
+    def _number_units(self) -> None:
         """Every class that can go by itself and holds a slice of the model is a unit."""
         resolved = self.resolved
-        distinct = {id(f): f.labels for _, _, axis in slots for f in leaves(axis)}
+        distinct = {id(part): part.labels for _, _, parts in self.slots for part in parts}
         held = np.zeros(len(resolved.root), dtype=bool)
         for labels in distinct.values():
             if labels is not None:
@@ -393,14 +394,12 @@ class Graph:
         none = [np.zeros(0, dtype=np.int64)]
         return np.concatenate(where or none), np.concatenate(which or none)
 
-    def _slot_counts(self, axis: Axis) -> list[tuple[Ints, int]]:
+    def _slot_counts(self, parts: Axis) -> list[tuple[Ints, int]]:
         """(units in order of position, slices per unit) for each family on an axis."""
-        parts = leaves(axis)
-        total = math.prod([part.size for part in parts])
-        key = tuple(id(part) for part in parts)
-        if key in self._families:
-            return self._families[key]
-        out = self._families[key] = []
+        if parts in self._families:
+            return self._families[parts]
+        out = self._families[parts] = []
+        total = axis_size(parts)
         for part in parts:
             positions, units = self.incidence(part)
             if len(units) == part.size and (units[1:] > units[:-1]).all():
@@ -413,10 +412,10 @@ class Graph:
                 out += [(distinct[times == n], int(n)) for n in np.unique(times)]
         return out
 
-    def _assign(self, slots: list[tuple[str, int, Axis]]) -> None:
+    def _assign(self) -> None:
         """Put every unit in the group of the first axis that writes it (else touches it)."""
         analysis = self.analysis
-        self._counts = {(name, dim): self._slot_counts(axis) for name, dim, axis in slots}
+        self._counts = {(name, dim): self._slot_counts(parts) for name, dim, parts in self.slots}
         ranked = sorted(
             self._counts,
             key=lambda s: (
@@ -428,7 +427,10 @@ class Graph:
         self.group_of: Ints = np.full(len(self.classes), -1)
         self.index_of: Ints = np.zeros(len(self.classes), dtype=np.int64)
         names: set[str] = set()
+        first: dict[int, tuple[str, int]] = {}  # the same families recur on many axes
         for slot in ranked:
+            first.setdefault(id(self._counts[slot]), slot)
+        for slot in first.values():
             for units, count in self._counts[slot]:
                 units = units[self.group_of[units] < 0]
                 if not len(units):
@@ -552,7 +554,7 @@ class Graph:
         """Say which axes each group touches."""
         for group in self.groups:
             group.writes, group.reads, group.carries = [], [], []
-        touched: dict[int, list[tuple[int, int]]] = {}  # the same families recur on many axes
+        touched: dict[int, list[tuple[int, int]]] = {}
         for (name, dim), families in self._counts.items():
             if id(families) not in touched:
                 touched[id(families)] = [
@@ -569,8 +571,8 @@ class Graph:
     def frozen(self) -> list[Frozen]:
         """Every parameter axis, or part of one, that is in no group, with its reason."""
         program, out = self.analysis.program, []
-        for name, dim, axis in self._slots:
-            reason, size = self._why_frozen(axis)
+        for name, dim, parts in self.slots:
+            reason, size = self._why_frozen(parts)
             if size:
                 out.append(Frozen(name, dim, size, reason))
         for name, shape in program.parameters.items():
@@ -580,9 +582,8 @@ class Graph:
                     out.append(Frozen(name, dim, n, _SINGLE if n == 1 else _UNTOUCHED))
         return out
 
-    def _why_frozen(self, axis: Axis) -> tuple[str, int]:
+    def _why_frozen(self, parts: Axis) -> tuple[str, int]:
         """Why an axis is in no group, and how many indices of it; none if it is in one."""
-        parts = leaves(axis)
         if any(len(self.incidence(part)[0]) == part.size for part in parts):
             return "", 0
         reasons: dict[str, int] = {}

@@ -18,7 +18,7 @@ from .atomic import parse_json, read_text, write_text
 from .errors import FileError, MendError, PlanError
 from .slices import Slices, complement
 from .surgery.mend import Literal, mend
-from .trace.labels import Axis, leaves
+from .trace.labels import Axis
 from .trace.record import modules_of, tensor_of
 
 if TYPE_CHECKING:
@@ -326,26 +326,19 @@ def _check_axes(graph: Graph, selection: Selection) -> None:
 
 
 def _slices(graph: Graph, selection: Selection) -> dict[str, Slices]:
-    analysis = graph.analysis
-    out: dict[str, Slices] = {}
-    lists: dict[tuple[int, ...], list[list[int]]] = {}
-    known: dict[tuple[int, Axis], list[list[int]]] = {}  # most axes are shared by several tensors
-    for name, ident in analysis.program.tensors.items():
-        shape = analysis.program.values[ident].shape
-        removed: dict[int, list[list[int]]] = {}
-        for dim, axis in enumerate(analysis.tensor_axes(name, ident)):
-            size = shape[dim]
-            if (size, axis) not in known:
-                same = (size, *map(id, leaves(axis)))
-                if same not in lists:
-                    lines = selection.removed(axis).reshape(-1, size)
-                    lists[same] = [np.flatnonzero(line).tolist() for line in lines]
-                known[size, axis] = lists[same]
-            if any(known[size, axis]):
-                removed[dim] = known[size, axis]
-        if removed:
-            out[name] = Slices(shape, removed)
-    return out
+    values, tensors = graph.program.values, graph.program.tensors
+    lists: dict[tuple[int, Axis], list[list[int]]] = {}  # most axes are shared by several tensors
+    removed: dict[str, dict[int, list[list[int]]]] = {}
+    for name, dim, axis in graph.slots:
+        size = values[tensors[name]].shape[dim]
+        gone = lists.get((size, axis))
+        if gone is None:
+            lines = selection.removed(axis).reshape(-1, size)
+            gone = [np.flatnonzero(line).tolist() for line in lines] if lines.any() else []
+            lists[size, axis] = gone
+        if gone:
+            removed.setdefault(name, {})[dim] = gone
+    return {name: Slices(values[tensors[name]].shape, dims) for name, dims in removed.items()}
 
 
 def random_plan(graph: Graph, fraction: float, seed: int, *, exact_only: bool) -> Plan:

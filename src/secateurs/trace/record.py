@@ -228,14 +228,12 @@ class Recorder:
 
     def reference(self, arg: Any, found: list[tuple[int, torch.Tensor]]) -> Any:
         """An argument with its tensors as references; value and tensor are added to `found`."""
-        if type(arg) in _SCALARS:
-            return arg
         if isinstance(arg, torch.Tensor):
             ident = self.value(arg)
             found.append((ident, arg))
             return Ref(ident)
         if type(arg) in (list, tuple):
-            return [i if type(i) is int else self.reference(i, found) for i in arg]
+            return [i if type(i) in _SCALARS else self.reference(i, found) for i in arg]
         if isinstance(arg, torch.device) and arg == META:
             return self.device
         return int(arg) if isinstance(arg, TaggedInt) else arg
@@ -248,8 +246,9 @@ class Recorder:
                 return args[0]
             func, args, kwargs = aten.alias.default, args[:1], {}
         found: list[tuple[int, torch.Tensor]] = []
-        noted = tuple([self.reference(arg, found) for arg in args])
-        noted_kwargs = {key: self.reference(arg, found) for key, arg in kwargs.items()}
+        reference = self.reference
+        noted = tuple([a if type(a) in _SCALARS else reference(a, found) for a in args])
+        noted_kwargs = {key: reference(arg, found) for key, arg in kwargs.items()}
         if self.shadow is not None:
             result = self.shadow.run(func, args, kwargs, [tensor for _, tensor in found])
         else:
