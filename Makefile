@@ -62,7 +62,7 @@ bench-cut: $(VENV)/.bench  ## time trace, plan and apply against Torch-Pruning
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/cut_time.py
 
 bench-score: $(VENV)/.test  ## time every criterion against a plain forward and backward
-	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/score_time.py
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/score_time.py
 
 bench-workers: $(VENV)/.ray  ## time the oracle on one Ray worker and on two, one of them killed
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/compare_workers.py

@@ -7,7 +7,9 @@ papers. Where a contraction comes first, or the network's input, the place is wh
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from .trace.analyse import Read
 from .trace.labels import leaves
 from .trace.program import Node, Ref
 from .trace.rules import is_linear, is_pointwise, op_name, passes_on
+
+Layout: TypeAlias = tuple[tuple[int, ...], int, int | None]  # shape, along, batch of a Family
 
 
 @dataclass(frozen=True)
@@ -51,21 +55,18 @@ class Family:
         counts = torch.bincount(self.units, minlength=self.size)
         return bool((counts == counts[0]).all()) and int(counts[0]) > 0
 
-    def collect(self, x: Tensor) -> Tensor:
-        """(examples, units): the sum over the elements of each unit; one row without a batch."""
-        rows = x.reshape(self.shape)
-        summed = [d for d in range(len(self.shape)) if d not in (self.along, self.batch)]
-        if summed:
-            rows = rows.sum(summed)
-        if self.batch is None:
-            rows = rows[None]
-        elif self.batch > self.along:
-            rows = rows.T
-        if self.positions is not None:
-            picked = rows[:, self.positions.to(rows.device)]
-            rows = rows.new_zeros(len(rows), self.size)
-            rows = rows.index_add(1, self.units.to(rows.device), picked)
-        return rows
+    @property
+    def layout(self) -> Layout:
+        """How the tensor is read; families of one layout share its sums and its gates."""
+        return self.shape, self.along, self.batch
+
+    def collect(self, rows: Tensor) -> Tensor:
+        """(examples, units): the sum over the elements of each unit, from `sums`."""
+        if self.positions is None:
+            return rows
+        picked = rows[:, self.positions.to(rows.device)]
+        rows = rows.new_zeros(len(rows), self.size)
+        return rows.index_add(1, self.units.to(rows.device), picked)
 
     def map(self, x: Tensor) -> Tensor:
         """(examples, units, positions): the elements of each unit, a view where it can be."""
@@ -80,23 +81,43 @@ class Family:
         by_unit = self.positions[self.units.argsort(stable=True)].to(rows.device)
         return rows[:, by_unit].reshape(len(rows), self.size, -1)
 
-    def gated(self, x: Tensor, gate: Tensor) -> Tensor:
-        """The tensor, each element times the gate of its unit in its example, (examples, units)."""
-        length = self.shape[self.along]
+    def lines(self, gate: Tensor) -> Tensor:
+        """(examples, length): for each index along the factor the gate of its unit, or one."""
         if self.positions is None:
-            lines = gate
-        else:
-            lines = gate.new_ones(len(gate), length)
-            for positions, units in _layers(self.positions, self.units):
-                picked = lines[:, positions] * gate[:, units]
-                lines = lines.index_copy(1, positions.to(gate.device), picked)
-        shape = [1] * len(self.shape)
-        shape[self.along] = length
-        if self.batch is not None:
-            shape[self.batch] = len(gate)
-            if self.batch > self.along:
-                lines = lines.T
-        return (x.reshape(self.shape) * lines.reshape(shape)).reshape(x.shape)
+            return gate
+        lines = gate.new_ones(len(gate), self.shape[self.along])
+        for positions, units in _layers(self.positions, self.units):
+            picked = lines[:, positions] * gate[:, units]
+            lines = lines.index_copy(1, positions.to(gate.device), picked)
+        return lines
+
+
+def sums(x: Tensor, layout: Layout) -> Tensor:
+    """(examples, length): the sums over the elements of each index; one row without a batch."""
+    shape, along, batch = layout
+    rows = x.reshape(shape)
+    summed = [d for d in range(len(shape)) if d not in (along, batch)]
+    if summed:
+        rows = rows.sum(summed)
+    if batch is None:
+        return rows[None]
+    return rows.T if batch > along else rows
+
+
+def gated(x: Tensor, gates: Iterable[tuple[Family, Tensor]]) -> Tensor:
+    """The tensor, each element times the gates of its units in its example, (examples, units)."""
+    lines: dict[Layout, Tensor] = {}
+    for family, gate in gates:
+        own, known = family.lines(gate), lines.get(family.layout)
+        lines[family.layout] = own if known is None else known * own
+    for (shape, along, batch), rows in lines.items():
+        spread = [1] * len(shape)
+        spread[along] = shape[along]
+        if batch is not None:
+            spread[batch] = len(rows)
+            rows = rows.T if batch > along else rows
+        x = (x.reshape(shape) * rows.reshape(spread)).reshape(x.shape)
+    return x
 
 
 def _layers(positions: Tensor, units: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from .errors import DataError, TraceError
 from .gates import trace
 from .groups import Graph
-from .sites import Family, Site, gated_reads, sites
+from .sites import Family, Site, gated, gated_reads, sites, sums
 from .trace.analyse import Read
 from .trace.program import Instead, Intercept, Node
 from .trace.record import input_tensors, model_tensors
@@ -173,13 +173,13 @@ class Watched:
 
     def _put_gates(self, x: Tensor, own: list[Family]) -> Tensor:
         """The operand times gates of one, each a leaf of the graph."""
+        gates = []
         for family in own:
             if family.batch is None and self.seen.examples > 1:
                 raise _mixed(family.group)
-            gate = x.new_ones(self.seen.examples, family.size).requires_grad_()
-            self.seen.gates.append((family, gate))
-            x = family.gated(x, gate)
-        return x
+            gates.append((family, x.new_ones(self.seen.examples, family.size).requires_grad_()))
+        self.seen.gates += gates
+        return gated(x, gates)
 
     def _hook(self, x: Tensor, own: list[Family]) -> Tensor:
         """The operand under another name, whose gradient is that of this reader alone."""
@@ -187,8 +187,9 @@ class Watched:
 
         def collect(gradient: Tensor) -> None:
             product = gradient * value
+            rows = {layout: sums(product, layout) for layout in {f.layout for f in own}}
             for family in own:
-                self.seen.add_gradient(family, family.collect(product))
+                self.seen.add_gradient(family, family.collect(rows[family.layout]))
 
         if x.requires_grad:
             x = x.view_as(x)
