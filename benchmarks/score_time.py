@@ -65,8 +65,8 @@ def main(repeats: int = 3, batches: int = 2) -> None:
         found = ratios(model, data, names, repeats)
         columns.append([f"{statistics.median(v):.2f} ({v[0]:.2f} to {v[-1]:.2f})" for v in found])
     title = (
-        "scoring pass / plain forward and backward pass, processor time, 10 classes: "
-        f"median (spread) of {repeats}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        "scoring pass / plain forward and backward pass, processor time, 10 classes: median "
+        f"(spread) of {repeats}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
     print(render(title, ("criterion", *cases), list(zip(names, *columns, strict=True))))
 
