@@ -1,0 +1,165 @@
+"""Which places of a tensor hold a value: all, a bitmask, or the gaps between them.
+
+The tensor is read as a matrix of its first axis by all others, by rows or by columns; rows and
+columns without any value may be named first and left out of it. Whatever is shortest is written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .stream import Bits, Cursor, Ints, block, pack, pack_bits, squeeze
+
+ALL, MASK, GAPS = 0, 1, 2
+_KINDS = ("all", "mask", "gaps")
+
+
+@dataclass(frozen=True, order=True)
+class Form:
+    """How the places of one tensor are written.
+
+    Attributes:
+        kind: ALL, MASK or GAPS.
+        live: rows and columns without a value are left out.
+        columns: places are counted down the columns, not along the rows.
+    """
+
+    kind: int
+    live: bool = False
+    columns: bool = False
+
+    @property
+    def byte(self) -> int:
+        return self.kind | self.live << 2 | self.columns << 3
+
+    @classmethod
+    def of(cls, byte: int) -> Form | None:
+        """The form that a byte names; None if it names none."""
+        form = cls(byte & 3, bool(byte & 4), bool(byte & 8))
+        known = byte < 16 and form.kind in (ALL, MASK, GAPS)
+        return form if known and (form.kind != ALL or byte == ALL) else None
+
+    def __str__(self) -> str:
+        more = (" of live rows and columns" * self.live, " by columns" * self.columns)
+        return _KINDS[self.kind] + "".join(more)
+
+
+def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of the matrix as which a tensor of this shape is read."""
+    size = math.prod(shape)
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, size // rows if rows else 0
+
+
+# ---------------------------------------------------------------------- writing
+def encode(kept: Bits) -> tuple[Form, bytes]:
+    """The shortest code of the places that hold a value.
+
+    Args:
+        kept: (rows, columns), true where one is.
+    """
+    if kept.all():
+        return Form(ALL), b""
+    return min(_codes(kept), key=lambda code: (len(code[1]), code[0]))
+
+
+def _codes(kept: Bits) -> Iterator[tuple[Form, bytes]]:
+    rows, columns = np.any(kept, 1), np.any(kept, 0)
+    live = kept[np.ix_(rows, columns)] if not (rows.all() and columns.all()) else None
+    flat = 1 in kept.shape
+    for lean, down in itertools.product((False, True), (False, True)):
+        part = live if lean else kept
+        if part is None or (down and flat):
+            continue
+        named = pack_bits(rows) + pack_bits(columns) if lean else b""
+        line = part.T.reshape(-1) if down else part.reshape(-1)
+        yield Form(GAPS, lean, down), named + gaps(np.flatnonzero(line))
+        yield Form(MASK, lean, down), named + squeeze(pack_bits(line))
+
+
+def gaps(places: Ints) -> bytes:
+    """Ascending places as the gaps before each, in the code of Golomb and Rice.
+
+    A gap g is its quotient g >> k, in unary (so many zeros and a one), and its k lowest bits. All
+    lowest bits come first, then all quotients. k is the best for these gaps.
+
+    Source: Rice and Plaunt 1971, Adaptive variable-length coding.
+    """
+    steps = np.diff(places, prepend=-1) - 1
+    k = _best_width(steps)
+    ends = np.cumsum((steps >> k) + 1) - 1
+    unary = np.zeros(int(ends[-1]) + 1 if len(ends) else 0, bool)
+    unary[ends] = True
+    return bytes([k]) + pack(steps, k) + block(pack_bits(unary))
+
+
+def _best_width(steps: Ints) -> int:
+    if not len(steps):
+        return 0
+    middle = int(steps.mean()).bit_length()
+    return min(
+        range(max(middle - 3, 0), middle + 2),
+        key=lambda k: k * len(steps) + int((steps >> k).sum()),
+    )
+
+
+# ---------------------------------------------------------------------- reading
+def decode(code: Cursor, form: Form, size: int, shape: tuple[int, ...]) -> Ints | None:
+    """The places in the flat tensor, ascending or down the columns; None for all of them.
+
+    Args:
+        code: what `encode` gave.
+        form: and its form.
+        size: how many places there are.
+        shape: of the tensor.
+
+    Raises:
+        FileError: the code is damaged, or names other places than the tensor has.
+    """
+    rows, columns = matrix(shape)
+    if form.kind == ALL:
+        if size != rows * columns:
+            code.refuse(f"holds {size} values for {rows * columns} places")
+        code.end()
+        return None
+    live = [np.arange(rows), np.arange(columns)]
+    if form.live:
+        live = [np.flatnonzero(code.bits(rows)), np.flatnonzero(code.bits(columns))]
+    high, wide = len(live[0]), len(live[1])
+    read = _read_mask if form.kind == MASK else _read_gaps
+    places = read(code, size, high * wide)
+    code.end()
+    if form.columns:
+        across, down = np.divmod(places, high)
+    else:
+        down, across = np.divmod(places, wide)
+    return live[0][down] * columns + live[1][across]
+
+
+def _read_mask(code: Cursor, size: int, room: int) -> Ints:
+    packed = code.squeezed((room + 7) // 8)
+    places = np.flatnonzero(Cursor(packed, code.where).bits(room))
+    if len(places) != size:
+        code.refuse(f"marks {len(places)} places for {size} values")
+    return places
+
+
+def _read_gaps(code: Cursor, size: int, room: int) -> Ints:
+    k = code.take(1)[0]
+    if room >> k == 0 and k:
+        code.refuse(f"has gaps of {k} bits among {room} places")
+    low = code.numbers(size, k)
+    unary = code.block()
+    ends = np.flatnonzero(Cursor(unary, code.where).bits(8 * len(unary)))
+    if len(ends) != size:
+        code.refuse(f"holds {len(ends)} gaps for {size} values")
+    high = np.diff(ends, prepend=-1) - 1
+    # as floats: what lies about its gaps may add up to more than an integer holds
+    if high.sum(dtype=float) * 2.0**k + low.sum(dtype=float) + size > room:
+        code.refuse(f"has gaps that lead beyond its {room} places")
+    return np.cumsum((high << k | low) + 1) - 1
