@@ -1,12 +1,11 @@
 """Which places of a tensor hold a value: all, a bitmask, or the gaps between them.
 
-The tensor is read as a matrix of its first axis by all others, by rows or by columns; rows and
-columns without any value may be named first and left out of it. Whatever is shortest is written.
+The tensor is read as a matrix of its first axis by all others, row by row; rows and columns
+without any value may be named first and left out of it. Whatever is shortest is written.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,28 +24,26 @@ class Form:
 
     Attributes:
         kind: ALL, MASK or GAPS.
-        live: rows and columns without a value are left out.
-        columns: places are counted down the columns, not along the rows.
+        live: rows and columns without a value are named first and left out.
     """
 
     kind: int
     live: bool = False
-    columns: bool = False
 
     @property
     def byte(self) -> int:
-        return self.kind | self.live << 2 | self.columns << 3
+        """The form as a number below 8."""
+        return self.kind | self.live << 2
 
     @classmethod
     def of(cls, byte: int) -> Form | None:
-        """The form that a byte names; None if it names none."""
-        form = cls(byte & 3, bool(byte & 4), bool(byte & 8))
-        known = byte < 16 and form.kind in (ALL, MASK, GAPS)
-        return form if known and (form.kind != ALL or byte == ALL) else None
+        """The form that a number stands for; None if for none."""
+        form = cls(byte & 3, bool(byte & 4))
+        known = (cls(ALL), cls(MASK), cls(MASK, True), cls(GAPS), cls(GAPS, True))
+        return form if byte < 8 and form in known else None
 
     def __str__(self) -> str:
-        more = (" of live rows and columns" * self.live, " by columns" * self.columns)
-        return _KINDS[self.kind] + "".join(more)
+        return _KINDS[self.kind] + " of live rows and columns" * self.live
 
 
 def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -70,16 +67,12 @@ def encode(kept: Bits) -> tuple[Form, bytes]:
 
 def _codes(kept: Bits) -> Iterator[tuple[Form, bytes]]:
     rows, columns = np.any(kept, 1), np.any(kept, 0)
-    live = kept[np.ix_(rows, columns)] if not (rows.all() and columns.all()) else None
-    flat = 1 in kept.shape
-    for lean, down in itertools.product((False, True), (False, True)):
-        part = live if lean else kept
-        if part is None or (down and flat):
-            continue
-        named = pack_bits(rows) + pack_bits(columns) if lean else b""
-        line = part.T.reshape(-1) if down else part.reshape(-1)
-        yield Form(GAPS, lean, down), named + gaps(np.flatnonzero(line))
-        yield Form(MASK, lean, down), named + squeeze(pack_bits(line))
+    parts = [(False, b"", kept)]
+    if not (rows.all() and columns.all()):
+        parts.append((True, pack_bits(rows) + pack_bits(columns), kept[np.ix_(rows, columns)]))
+    for live, named, part in parts:
+        yield Form(GAPS, live), named + gaps(np.flatnonzero(part))
+        yield Form(MASK, live), named + squeeze(pack_bits(part.reshape(-1)))
 
 
 def gaps(places: Ints) -> bytes:
@@ -110,7 +103,7 @@ def _best_width(steps: Ints) -> int:
 
 # ---------------------------------------------------------------------- reading
 def decode(code: Cursor, form: Form, size: int, shape: tuple[int, ...]) -> Ints | None:
-    """The places in the flat tensor, ascending or down the columns; None for all of them.
+    """The places in the flat tensor, ascending; None for all of them.
 
     Args:
         code: what `encode` gave.
@@ -127,18 +120,15 @@ def decode(code: Cursor, form: Form, size: int, shape: tuple[int, ...]) -> Ints 
             code.refuse(f"holds {size} values for {rows * columns} places")
         code.end()
         return None
-    live = [np.arange(rows), np.arange(columns)]
-    if form.live:
-        live = [np.flatnonzero(code.bits(rows)), np.flatnonzero(code.bits(columns))]
-    high, wide = len(live[0]), len(live[1])
     read = _read_mask if form.kind == MASK else _read_gaps
-    places = read(code, size, high * wide)
-    code.end()
-    if form.columns:
-        across, down = np.divmod(places, high)
+    if form.live:
+        down, across = (np.flatnonzero(code.bits(n)) for n in (rows, columns))
+        row, column = np.divmod(read(code, size, len(down) * len(across)), max(len(across), 1))
+        places = down[row] * columns + across[column]
     else:
-        down, across = np.divmod(places, wide)
-    return live[0][down] * columns + live[1][across]
+        places = read(code, size, rows * columns)
+    code.end()
+    return places
 
 
 def _read_mask(code: Cursor, size: int, room: int) -> Ints:

@@ -7,6 +7,7 @@ first (`Coded`), and made only once its shape is known to be the one that belong
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from .stream import Cursor, block, count
 
 # The tensor of bytes in a file, by which a sparse file is known.
 NAME = "secateurs.sparse/1"
-_ENTRY = 60  # bytes of a safetensors header that a tensor of its own costs, beside its name
+_SIGNED = 0.01  # of all numbers: so many zeros with a sign are worth a word
 
 
 @dataclass(frozen=True)
@@ -77,33 +78,41 @@ def encode(tensors: Mapping[str, Tensor], kind: int) -> dict[str, Tensor]:
     Args:
         tensors: on the CPU.
         kind: values.EXACT, or how the values of those of two or more axes are coded; vectors
-            (biases, norms and their statistics) are exact always.
+            (biases, norms and their statistics) are exact always, and so is what is not finite.
+
+    Warns:
+        UserWarning: many zeros are -0.0, which is stored as any other value.
     """
-    dense, records = {}, []
+    if NAME in tensors:
+        raise FileError(f"a tensor is called {NAME!r}, the name of codes; rename it")
+    dense, records, signed = {}, [], 0
     for name, tensor in tensors.items():
-        record = b""
-        if tensor.dtype in values.BITS:
-            record = _coded(name, tensor, kind if tensor.ndim > 1 else values.EXACT).record()
-        if record and len(record) < tensor.nbytes + len(name) + _ENTRY:
+        coded = _coded(name, tensor, kind) if tensor.dtype in values.BITS else None
+        record = coded.record() if coded else b""
+        if coded and len(record) < tensor.nbytes:
             records.append(record)
+            signed += coded.stored - int(tensor.count_nonzero())
         else:
             dense[name] = tensor
-    if NAME in dense:
-        raise FileError(f"a tensor is called {NAME!r}, the name of codes; rename it")
+    if signed > _SIGNED * sum(tensor.numel() for tensor in tensors.values()):
+        warnings.warn(
+            f"{signed:,} of the values stored are -0.0, which a negative weight times 0 leaves; "
+            "parameter.data += 0 makes them plain zeros, and the file smaller",
+            stacklevel=3,
+        )
     codes = np.frombuffer(b"".join(records), np.uint8).copy()
     return {**dense, NAME: torch.from_numpy(codes)}
 
 
 def _coded(name: str, tensor: Tensor, kind: int) -> Coded:
-    flat = tensor.contiguous().reshape(-1)
-    shape = tuple(tensor.shape)
-    kept = (flat.view(values.BITS[tensor.dtype]) != 0).numpy()
-    form, places = positions.encode(kept.reshape(positions.matrix(shape)))
-    stored = int(kept.sum())
-    at = positions.decode(Cursor(places, name), form, stored, shape)  # in the order of the code
-    given = flat if at is None else flat[torch.from_numpy(at)]
-    kind, numbers = values.encode(given, kind)
-    return Coded(name, tensor.dtype, shape, form, kind, stored, places, numbers)
+    flat, shape = tensor.contiguous().reshape(-1), tuple(tensor.shape)
+    if tensor.ndim < 2 or not bool(flat.isfinite().all()):
+        kind = values.EXACT
+    # -0.0 is a value of its own, unless it may be lost
+    kept = (flat.view(values.BITS[tensor.dtype]) if kind == values.EXACT else flat) != 0
+    form, places = positions.encode(kept.numpy().reshape(positions.matrix(shape)))
+    kind, numbers = values.encode(flat[kept], kind)
+    return Coded(name, tensor.dtype, shape, form, kind, int(kept.sum()), places, numbers)
 
 
 # ---------------------------------------------------------------------- reading

@@ -43,13 +43,13 @@ def encode(values: Tensor, wanted: int) -> tuple[int, bytes]:
     """The shortest code that is as exact as wanted.
 
     Args:
-        values: flat. Any that is not finite makes all of them exact.
+        values: flat; finite, unless EXACT is wanted.
         wanted: EXACT, INT8, or CODEBOOK, which takes 8 bits where they are shorter.
 
     Returns:
         The kind, and the code.
     """
-    kinds = range(wanted + 1) if len(values) and bool(values.isfinite().all()) else [EXACT]
+    kinds = range(wanted + 1) if len(values) else [EXACT]
     codes = [(kind, _ENCODERS[kind](values)) for kind in kinds]
     return min(codes, key=lambda code: len(code[1]))
 
