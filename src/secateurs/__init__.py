@@ -16,6 +16,7 @@ from .oracle_result import Oracle
 from .plan import Plan
 from .score import score
 from .scores import Scores
+from .sparse.csr import to_csr
 from .surgery.apply import apply
 from .surgery.delete import delete_channels
 from .version import __version__ as __version__
@@ -52,6 +53,7 @@ __all__ = [
     "save",
     "score",
     "sensitivity",
+    "to_csr",
     "trace",
     "verify",
 ]
