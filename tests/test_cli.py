@@ -148,6 +148,10 @@ def test_inspect_a_sparse_file(cli: Cli, tmp_path: Path) -> None:
         if rows[name]["file_bytes"] < tensor.nbytes:
             assert rows[name]["kept"] == int(tensor.count_nonzero())
     assert sum(row["file_bytes"] for row in rows.values()) < size == file["file_bytes"]
+    weights = ("--weights", tmp_path / "model.safetensors")
+    assert cli("inspect", "cli_fixtures:build", *SHAPE, *weights).exit_code == 0
+    message = told(cli("inspect", "cli_fixtures:other", "--input-shape", "1,4", *weights))
+    assert "it was not saved from this model" in message
     sc.save(model, None, tmp_path)
     assert "sparse" not in cli(*args).stdout
 
