@@ -293,8 +293,8 @@ Bytes for all tensors of the first of these networks.
 
 ## Layers in compressed rows
 
-`sc.to_csr` against the dense layer, in µs, by turns; above 1× CSR is faster. LeNet-5 is the first of
-the networks above; the other layers have random weights, with the share kept that is named.
+`sc.to_csr` against the dense layer, in µs, by turns; above 1× CSR is faster. LeNet-5 is the first
+of the networks above; the other layers have random weights, with the share kept that is named.
 
 {layers}
 """

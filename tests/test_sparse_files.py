@@ -336,6 +336,13 @@ def test_zeros_with_a_sign_are_kept_and_told(tmp_path: Path) -> None:
     assert sizes[1] < sizes[2] < sizes[0] / 2
 
 
+def test_a_model_of_csr_layers_is_not_saved(tmp_path: Path) -> None:
+    fast = sc.to_csr(nn.Sequential(nn.Linear(30, 30)), torch.randn(2, 30), gain=0)
+    with pytest.raises(FileError, match=r"'0\.weight' is sparse in memory.*save the dense"):
+        sc.save(fast, None, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def test_wrong_words_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     for more, says in (
         ({"sparse": True, "values": "int4"}, "'int4' is unknown; did you mean 'int8'"),
@@ -369,6 +376,7 @@ BAD = {
     "form": (record(form=3), "a form that is not known"),
     "all of live ones": (record(form=4), "a form that is not known"),
     "kind": (record(kind=3), "a form that is not known"),
+    "axes": (record(shape=(1,) * 65), "of 65 axes"),
     "twice": (record() + record(), "stands twice"),
     "a dense one twice": (record(name=b"1.weight"), "stands twice"),
     "too many values": (record(stored=60 * 288 + 1), "17281 values for the 17280 places"),

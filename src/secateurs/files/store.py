@@ -135,7 +135,7 @@ def save(
 
     Raises:
         ConfigError: `values` is not one of these, or the file is not sparse.
-        FileError: the system refuses; what was there is untouched.
+        FileError: the system refuses, or a tensor is not strided; what was there is untouched.
 
     >>> import tempfile, torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
@@ -150,6 +150,12 @@ def save(
     directory = Path(directory)
     text = (plan or Plan({}, {}, {})).to_json()
     tensors = unique_state(model)
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided:
+            raise FileError(
+                f"tensor {name!r} is sparse in memory ({tensor.layout}); save the dense network, "
+                "whose file sparse=True makes small"
+            )
     if sparse:
         plain = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         tensors = codes.encode(plain, KINDS.index(values))

@@ -21,6 +21,7 @@ from .stream import Cursor, block, count
 
 # The tensor of bytes in a file, by which a sparse file is known.
 NAME = "secateurs.sparse/1"
+_AXES = 64  # no tensor of PyTorch has more
 _SIGNED = 0.01  # of all numbers: so many zeros with a sign are worth a word
 
 
@@ -132,14 +133,14 @@ def read(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor | Coded]
     codes = tensors[NAME]
     if codes.dtype != torch.uint8 or codes.ndim != 1:
         raise FileError(f"{where}: its codes are no row of bytes")
-    for coded in _records(Cursor(codes.numpy().tobytes(), f"{where}: its codes, which")):
+    for coded in _records(Cursor(codes.numpy().tobytes(), f"{where}: the row of codes"), where):
         if coded.name in found:
             raise FileError(f"{where}: tensor {coded.name!r} stands twice")
         found[coded.name] = coded
     return found
 
 
-def _records(code: Cursor) -> Iterator[Coded]:
+def _records(code: Cursor, file: str) -> Iterator[Coded]:
     while code.left:
         try:
             name = code.block().decode()
@@ -149,11 +150,14 @@ def _records(code: Cursor) -> Iterator[Coded]:
         form, kind = positions.Form.of(kinds & 15), kinds >> 4
         if dtype >= len(values.DTYPES) or form is None or kind >= len(values.KINDS):
             code.refuse(f"holds tensor {name!r} in a form that is not known here")
-        shape = tuple(code.count() for _ in range(code.count()))
+        axes = code.count()
+        if axes > _AXES:
+            code.refuse(f"holds tensor {name!r} of {axes} axes")
+        shape = tuple(code.count() for _ in range(axes))
         stored = code.count()
         if stored > math.prod(shape):
             code.refuse(f"holds {stored} values for the {math.prod(shape)} places of {name!r}")
-        where = f"{code.where}: {name!r}"
+        where = f"{file}: the code of {name!r}"
         yield Coded(
             name, values.DTYPES[dtype], shape, form, kind, stored, code.block(), code.block(), where
         )
