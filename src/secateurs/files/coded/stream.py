@@ -54,8 +54,10 @@ def squeeze(data: bytes) -> bytes:
     Whoever reads it knows how many bytes come out: a block of so many is not deflated.
     """
     best = data
-    for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY):
-        press = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
+    # Weights repeat nothing: to look for more than runs is slow, and what it finds costs more than
+    # it saves.
+    for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY):
+        press = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
         best = min(best, press.compress(data) + press.flush(), key=len)
     return block(best)
 
