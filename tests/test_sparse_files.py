@@ -365,6 +365,12 @@ def record(
     return head + b"".join(map(count, shape)) + count(stored) + block(places) + block(numbers)
 
 
+def unended(data: bytes) -> bytes:
+    """These bytes deflated, and then what no deflate is, where its end should be."""
+    press = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return press.compress(data) + press.flush(zlib.Z_SYNC_FLUSH) + b"\x07"
+
+
 HUGE = (2**31, 2**31)
 ENDS = struct.pack("<2f", 0.0, 1.0)
 BAD = {
@@ -392,6 +398,8 @@ BAD = {
         record(form=1, places=squeeze(b"\x03" + b"\0" * 2160)), "do not inflate to 2160"),
     "mask that stops": (
         record(form=1, places=squeeze(b"\x03" + b"\0" * 2158)), "do not inflate to 2160"),
+    "mask without an end": (
+        record(form=1, places=block(unended(b"\x03" + b"\0" * 2159))), "do not inflate"),
     "no deflate": (record(form=1, places=block(b"\xff\xff\xff")), "do not inflate"),
     "wide gaps": (record(places=b"\x3f" + bytes(16) + block(b"\x03")), "gaps of 63 bits"),
     "gaps beyond the end": (

@@ -137,6 +137,9 @@ def save(
         ConfigError: `values` is not one of these, or the file is not sparse.
         FileError: the system refuses, or a tensor is not strided; what was there is untouched.
 
+    Warns:
+        UserWarning: many zeros of a sparse file are -0.0, each of which is stored.
+
     >>> import tempfile, torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
     >>> plan = sc.trace(net, torch.zeros(1, 4)).plan({"0": [1, 5]})

@@ -137,10 +137,10 @@ class Cursor:
         inflate = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             out = inflate.decompress(data, size)
+            if len(out) == size and not inflate.eof:  # the end may be left, but nothing before it
+                out += inflate.decompress(inflate.unconsumed_tail, 1)
         except zlib.error as error:
             self.refuse(f"holds bytes that do not inflate: {error}")
-        if len(out) == size and not inflate.eof:  # the end may be left, but nothing before it
-            out += inflate.decompress(inflate.unconsumed_tail, 1)
         if len(out) != size or not inflate.eof or inflate.unused_data:
             self.refuse(f"holds deflated bytes that do not inflate to {size}")
         return out
