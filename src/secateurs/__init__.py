@@ -16,6 +16,7 @@ from .oracle_result import Oracle
 from .plan import Plan
 from .score import score
 from .scores import Scores
+from .sparse.masks import Masks
 from .surgery.apply import apply
 from .surgery.delete import delete_channels
 from .version import __version__ as __version__
@@ -36,6 +37,7 @@ __all__ = [
     "Frozen",
     "Graph",
     "Group",
+    "Masks",
     "Oracle",
     "Plan",
     "Proof",
