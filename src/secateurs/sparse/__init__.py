@@ -1,1 +1,1 @@
-"""Single weights: masks, saliencies, dead units."""
+"""Single weights: what each is worth, and which stay."""
