@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .compare.run import compare, sensitivity
     from .process.greedy import prune
     from .process.result import PruneResult
+    from .process.sparsify import sparsify
+    from .process.sparsify_result import SparsifyResult
 
 __all__ = [
     "Comparison",
@@ -43,6 +45,7 @@ __all__ = [
     "Proof",
     "PruneResult",
     "Scores",
+    "SparsifyResult",
     "apply",
     "compare",
     "delete_channels",
@@ -54,6 +57,7 @@ __all__ = [
     "save",
     "score",
     "sensitivity",
+    "sparsify",
     "trace",
     "verify",
 ]
@@ -63,9 +67,11 @@ __all__ = [
 _LATER = {
     "Comparison": ".compare.comparison",
     "PruneResult": ".process.result",
+    "SparsifyResult": ".process.sparsify_result",
     "compare": ".compare.run",
     "prune": ".process.greedy",
     "sensitivity": ".compare.run",
+    "sparsify": ".process.sparsify",
 }
 
 

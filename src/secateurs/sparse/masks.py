@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from ..errors import FileError, MaskError, nearest
 from ..plan import Plan
 from ..tables import render
+from .splicing import layers_of
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -133,9 +134,9 @@ class Masks(Mapping[str, Tensor]):
             hint = nearest(name, self._masks)
             raise MaskError(f"no parameter {name!r} has a mask{hint}") from None
 
-    def copy(self) -> Masks:
-        """The same masks, in memory of their own."""
-        own = {id(mask): mask.clone() for mask in self._masks.values()}
+    def to(self, device: torch.device | str) -> Masks:
+        """A copy of these masks on a device; what shared a mask still does."""
+        own = {id(mask): mask.to(device, copy=True) for mask in self._masks.values()}
         masks = {name: own[id(mask)] for name, mask in self._masks.items()}
         return Masks(masks, self.others, self._alias)
 
@@ -184,6 +185,14 @@ class Masks(Mapping[str, Tensor]):
             for (parameter, _), data in zip(pairs, dense, strict=True):
                 parameter.data = data
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that these masks are not of.
+
+        Raises:
+            MaskError: a parameter is missing or of another shape.
+        """
+        self._pairs(model)
+
     def _pairs(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
         """Every masked parameter of a model with its mask."""
         own = dict(model.named_parameters(remove_duplicate=False))
@@ -205,12 +214,9 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             MaskError: the plan is of another network.
         """
-        paths: dict[str, list[str]] = {name: [name] for name in (*self._masks, *self.others)}
-        for other, name in self._alias.items():
-            paths[name].append(other)
         slices = {
-            name: next((plan.tensors[path] for path in own if path in plan.tensors), None)
-            for name, own in paths.items()
+            name: next((plan.tensors[p] for p in self.paths(name) if p in plan.tensors), None)
+            for name in (*self._masks, *self.others)
         }
         shapes = {name: tuple(mask.shape) for name, mask in self._masks.items()} | self.others
         for name, cut in slices.items():
@@ -260,18 +266,25 @@ class Masks(Mapping[str, Tensor]):
         """Parameters of the network / those kept."""
         return self.total / max(self.kept, 1)
 
+    def paths(self, name: str) -> list[str]:
+        """Every path of a parameter: the first, and those of weights that are tied to it."""
+        return [name, *(other for other, first in self._alias.items() if first == name)]
+
     def layers(self) -> dict[str, list[str]]:
         """Module path -> the paths of its masked parameters, weight and bias."""
-        out: dict[str, list[str]] = {}
-        for name in self._masks:
-            out.setdefault(name.rpartition(".")[0], []).append(name)
-        return out
+        return layers_of(self._masks)
+
+    def kept_by_layer(self) -> dict[str, int]:
+        """Module path -> how many of its masked parameters are kept."""
+        return {
+            layer: sum(int(self._masks[name].sum()) for name in names)
+            for layer, names in self.layers().items()
+        }
 
     def __str__(self) -> str:
         rows = []
-        for layer, names in self.layers().items():
-            kept = sum(int(self._masks[name].sum()) for name in names)
-            total = sum(self._masks[name].numel() for name in names)
+        for layer, kept in self.kept_by_layer().items():
+            total = sum(self._masks[name].numel() for name in self.layers()[layer])
             rows.append((layer, f"{total:,}", f"{kept:,}", f"{kept / total:.2%}"))
         if self.others:
             rows.append(("without a mask", f"{self.beside:,}", f"{self.beside:,}", "100.00%"))
