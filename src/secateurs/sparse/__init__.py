@@ -1,1 +1,1 @@
-"""Single weights: what each is worth, which stay, and what is gained by it."""
+"""Single weights: what each is worth, and which stay."""
