@@ -296,6 +296,23 @@ def test_a_sparse_folder_loads_as_any_other(cut: bool, tmp_path: Path) -> None:
         assert state["4.weight"].shape == small[4].weight.shape
 
 
+def test_a_sparsified_network_is_saved_small(tmp_path: Path) -> None:
+    """Its zeros are plain ones: nothing is warned of, and its masks come back from the file."""
+    x, y = torch.randn(32, 1, 8, 8), torch.randint(3, (32,))
+    loss = nn.CrossEntropyLoss(reduction="none")
+    result = sc.sparsify(
+        net(), x, train=[(x, y)], loss=loss, compression=20, updates=10, progress=False
+    )
+    result.save(tmp_path / "dense")
+    result.save(tmp_path / "small", sparse=True)
+    sizes = [(tmp_path / name / WEIGHTS).stat().st_size for name in ("dense", "small")]
+    assert sizes[0] > 10 * sizes[1]
+    back = sc.load(tmp_path / "small", net())
+    for name, parameter in result.model.named_parameters():
+        assert bits(back.get_parameter(name).data) == bits(parameter.data)
+    assert sc.Masks.from_zeros(back).kept == sc.Masks.from_zeros(result.model).kept
+
+
 def test_tied_tensors_stay_tied(tmp_path: Path) -> None:
     def tied() -> nn.Module:
         model = nn.Sequential(nn.Linear(30, 30), nn.Linear(30, 30))

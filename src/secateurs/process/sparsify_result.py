@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..files.store import save
-from ..plan import Plan
 from ..sparse.masks import Masks
 from ..tables import render
 
@@ -60,19 +59,21 @@ class SparsifyResult:
             own[name].data.copy_(tensor)
         return model
 
-    def save(self, directory: str | Path) -> Path:
+    def save(self, directory: str | Path, *, sparse: bool = False, values: str = "exact") -> Path:
         """Write weights and history; `secateurs.load` reads the network back.
 
         Args:
             directory: made if it is not there; files of these names in it are replaced.
+            sparse, values: as for `secateurs.save`: `sparse=True` makes a small file.
 
         Returns:
             The directory.
 
         Raises:
+            ConfigError: `values` is none that `secateurs.save` knows.
             FileError: a file cannot be written; the old one stays.
         """
-        return save(self.model, Plan({}, {}, {}), directory, history=self.history)
+        return save(self.model, None, directory, history=self.history, sparse=sparse, values=values)
 
     def __str__(self) -> str:
         first, last = self.history[0], self.history[-1]
