@@ -10,7 +10,6 @@ import platform
 import statistics
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -144,10 +143,10 @@ def _codings(weights: np.ndarray) -> dict[str, float]:
         "places: 32-bit indices": 4 * count,
         "places: CSR of 32-bit numbers": 4 * (count + len(matrix) + 1),
         "places: bitmask": len(mask),
-        "places: bitmask, deflated": _deflated(mask),
+        "places: bitmask, deflated as here": len(squeeze(mask)),
         "places: bitmask, LZMA": len(lzma.compress(mask, lzma.FORMAT_RAW, filters=filters)),
         **{f"places: {b}-bit gaps, escapes": _fixed(steps, b) for b in (4, 5, 8)},
-        "places: gaps of a byte, deflated": _deflated(long),
+        "places: gaps of a byte, deflated as here": len(squeeze(long)),
         "places: gaps, Golomb-Rice": len(positions.gaps(np.flatnonzero(kept))),
         "places: entropy, were they independent": _entropy(kept.size, count) / 8,
         "places: as written here": len(positions.encode(matrix)[1]),
@@ -155,17 +154,11 @@ def _codings(weights: np.ndarray) -> dict[str, float]:
             sum(matrix.shape) + _entropy(live, count)
         ) / 8,
         "values: as they are": len(raw),
-        "values: deflated": _deflated(raw),
+        "values: deflated as here": len(squeeze(raw)),
         "values: LZMA": len(lzma.compress(raw, lzma.FORMAT_RAW, filters=filters)),
-        "values: byte planes, deflated together": _deflated(planes.tobytes()),
+        "values: byte planes, deflated together": len(squeeze(planes.tobytes())),
         "values: byte planes, as written here": sum(len(squeeze(p.tobytes())) for p in planes),
     }  # fmt: skip
-
-
-def _deflated(data: bytes) -> int:
-    """As short as deflate makes it, however long that takes."""
-    presses = [zlib.compressobj(9, zlib.DEFLATED, -15, 9, how) for how in (0, zlib.Z_HUFFMAN_ONLY)]
-    return min(len(press.compress(data) + press.flush()) for press in presses)
 
 
 def _fixed(steps: np.ndarray, bits: int) -> float:
