@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo compare-demo test test-browser check docs pictures format train soak fuzz \
-	bench-cut bench-oracle bench-score bench-workers bench-lenet bench-report export-zoo versus vgg clean
+	bench-cut bench-oracle bench-score bench-workers bench-lenet bench-report bench-sparse export-zoo versus vgg clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,10 @@ export-zoo: $(VENV)/.test  ## export 15 pruned networks as ONNX and .pt2, and co
 
 bench-report: $(VENV)/.test  ## size and load time of two reports in Chromium, and pictures of them
 	PYTHONPATH=.:benchmarks:examples/mnist $(BIN)/python benchmarks/report_page.py
+
+bench-sparse: $(VENV)/.test  ## sizes of sparse files, other codings, layers in compressed rows
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/sparse_files.py \
+		--out docs/results/sparse-files.md
 
 versus: $(VENV)/.bench  ## prune beside Torch-Pruning at equal MACs and updates, in JOBS processes
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/versus.py \

@@ -130,6 +130,32 @@ def zoos() -> None:
     torchvision_models()
 
 
+def test_inspect_a_sparse_file(cli: Cli, tmp_path: Path) -> None:
+    model = build()
+    for parameter in model.parameters():
+        parameter.data.masked_fill_(torch.rand_like(parameter) > 0.1, 0)
+    sc.save(model, None, tmp_path, sparse=True)
+    args = ("inspect", tmp_path, "--class", "cli_fixtures:build", *SHAPE)
+    output = cli(*args).stdout
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert f"weights in a sparse file: {size:,} bytes" in output
+    assert "gaps" in output
+    file = json.loads(cli(*args, "--json").stdout)["file"]
+    rows = {row["tensor"]: row for row in file["tensors"]}
+    assert rows.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert rows[name]["bytes"] == tensor.nbytes
+        if rows[name]["file_bytes"] < tensor.nbytes:
+            assert rows[name]["kept"] == int(tensor.count_nonzero())
+    assert sum(row["file_bytes"] for row in rows.values()) < size == file["file_bytes"]
+    weights = ("--weights", tmp_path / "model.safetensors")
+    assert cli("inspect", "cli_fixtures:build", *SHAPE, *weights).exit_code == 0
+    message = told(cli("inspect", "cli_fixtures:other", "--input-shape", "1,4", *weights))
+    assert "it was not saved from this model" in message
+    sc.save(model, None, tmp_path)
+    assert "sparse" not in cli(*args).stdout
+
+
 @pytest.mark.usefixtures("zoos")
 def test_inspect_torchvision(cli: Cli) -> None:
     record = json.loads(cli("inspect", "torchvision:resnet18", "--json").stdout)

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from secateurs.files.coded.tensors import NAME
 from secateurs.files.store import load_tensors, save_tensors
 
 KB = 1024
@@ -221,6 +222,22 @@ def resealed(data: bytes, rng: random.Random) -> bytes:
 
 
 TENSORS = (wild_size, wild_header, wild_header, resealed, resealed)
+
+
+def recoded(data: bytes, rng: random.Random) -> bytes:
+    """A sparse file whose codes say something else, under a digest that fits."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        path.write_bytes(data)
+        tensors, metadata = load_tensors(path, foreign=True)
+        codes = tensors[NAME].numpy().tobytes()
+        change = rng.choice([cut, flip, flip, flip_early, flip_early, overwrite, splice, append])
+        new = np.frombuffer(change(codes, rng), np.uint8).copy()
+        save_tensors(path, {**tensors, NAME: torch.from_numpy(new)}, metadata)
+        return path.read_bytes()
+
+
+CODES = (*TENSORS, recoded, recoded, recoded, recoded, recoded)
 
 
 # ---------------------------------------------------------------------- changes of the others

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tests.fuzz.changes import JSON, TENSORS, Change, bomb, idx, inside, toml_value, zipped
+from tests.fuzz.changes import CODES, JSON, TENSORS, Change, bomb, idx, inside, toml_value, zipped
 from torch import nn
 
 import secateurs as sc
@@ -76,6 +76,10 @@ def read_folder(folder: Path, model: nn.Module) -> None:
     sc.load(folder, model)
 
 
+def read_sparse(folder: Path, model: nn.Module) -> None:
+    sc.load(folder / "sparse", model)
+
+
 def read_record(folder: Path, model: nn.Module) -> None:
     from secateurs.report.record import Record
 
@@ -109,6 +113,7 @@ READERS: dict[str, Reader] = {
     "plan": Reader("plan.json", read_plan, JSON),
     "folder: plan": Reader("plan.json", read_folder, JSON, fills=True),
     "folder: weights": Reader("model.safetensors", read_folder, TENSORS, fills=True),
+    "folder: sparse": Reader("sparse/model.safetensors", read_sparse, CODES, fills=True),
     "folder: config": Reader("config.json", lambda f, m: recorded(str(f)), JSON),
     "checkpoint": Reader("checkpoint.safetensors", read_checkpoint, TENSORS),
     "safetensors": Reader("whole.safetensors", read_weights, TENSORS),
@@ -126,6 +131,11 @@ def whole(folder: Path, kinds: list[str]) -> None:
     """One whole file of every kind."""
     result = run(folder)
     result.save(folder)
+    zeros = net()
+    for i, parameter in enumerate(zeros.parameters()):
+        kept = np.random.default_rng(i).random(parameter.shape) < 0.2
+        parameter.data.masked_fill_(torch.from_numpy(~kept), 0)
+    sc.save(zeros, None, folder / "sparse", sparse=True, values="codebook")
     model = {"path": "torchvision:resnet18", "input_shape": [[1, 3, 64, 64]]}
     (folder / "config.json").write_text(json.dumps({"model": model}))
     (folder / "run.toml").write_text(template().replace("\n#", "\n").replace("\n ", "\n# "))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import flags
-from .models import build, example_inputs, parse_shape
+from .models import build, example_inputs, is_saved, parse_shape
 from .objects import importable
+from .stored import stored, table
 
 if TYPE_CHECKING:
     from ..groups import Frozen, Graph
@@ -30,7 +31,8 @@ def inspect_model(
     """Show what can be cut from a model, what cannot and why, and what it costs.
 
     The model runs once; nothing in it changes. A group is a set of units (channels, neurons)
-    that go together; each row names the modules that a cut would touch.
+    that go together; each row names the modules that a cut would touch. Of a folder that was saved
+    sparse, it shows how each tensor is coded, too.
 
     ```
     secateurs inspect torchvision:resnet18
@@ -53,12 +55,16 @@ def inspect_model(
         "flops": 2 * measures["macs"],
         "units": measures["units"],
     }
+    file = stored(model) if is_saved(model) else None
     if as_json:
-        typer.echo(json.dumps(_record(model, graph, cost), indent=1))
+        record = {**_record(model, graph, cost), **({"file": file} if file else {})}
+        typer.echo(json.dumps(record, indent=1))
         return
     typer.echo(f"{graph}\n")
     typer.echo(f"{_frozen_axes(graph.frozen) if frozen else _reasons(graph.frozen)}\n")
     typer.echo(_costs(cost))
+    if file:
+        typer.echo(f"\n{table(file)}")
 
 
 def _record(model: str, graph: Graph, cost: dict[str, int]) -> dict[str, Any]:

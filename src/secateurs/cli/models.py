@@ -110,9 +110,16 @@ def _from_timm(name: str) -> Callable[[], Any]:
 def _fill(model: nn.Module, path: str, weights: Path) -> None:
     from safetensors.torch import load_model
 
-    from ..files.store import load_tensors
+    from .. import Plan
+    from ..files.coded.tensors import NAME, decode, read
+    from ..files.store import check_state, fill_state, load_tensors
 
-    load_tensors(weights, foreign=True)
+    held, _ = load_tensors(weights, foreign=True)
+    if NAME in held:
+        found = read(held, str(weights))
+        check_state(model, Plan({}, {}, {}), found, weights)
+        fill_state(model, decode(found))
+        return
     try:
         load_model(model, weights)
     except RuntimeError as error:

@@ -57,7 +57,14 @@ class PruneResult:
     example_inputs: Any = field(repr=False)
     latency: dict[str, tuple[Latency, Latency]] = field(default_factory=dict)
 
-    def save(self, directory: str | Path, *, onnx: bool = False) -> Path:
+    def save(
+        self,
+        directory: str | Path,
+        *,
+        onnx: bool = False,
+        sparse: bool = False,
+        values: str = "exact",
+    ) -> Path:
         """Write weights, plan, history and record.
 
         `secateurs.load` reads the network back, `secateurs report` the rest.
@@ -65,15 +72,19 @@ class PruneResult:
         Args:
             directory: made if it is not there; files of these names in it are replaced.
             onnx: write `model.onnx` too; see `secateurs.export_onnx`.
+            sparse, values: as for `secateurs.save`.
 
         Returns:
             The directory.
 
         Raises:
+            ConfigError: `values` is none that `secateurs.save` knows.
             OSError: a file cannot be written; the old one stays.
             ExportError: the ONNX file cannot be written; weights, plan and history are.
         """
-        path = save(self.model, self.plan, directory, history=self.history)
+        path = save(
+            self.model, self.plan, directory, history=self.history, sparse=sparse, values=values
+        )
         self.record().save(path)
         if onnx:
             if self.example_inputs is None:
