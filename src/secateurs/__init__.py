@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from .compare.run import compare, sensitivity
     from .process.greedy import prune
     from .process.result import PruneResult
+    from .sparse.dead import DeadUnits, dead_units, remove_dead
 
 __all__ = [
     "Comparison",
+    "DeadUnits",
     "Exported",
     "Frozen",
     "Graph",
@@ -43,12 +45,14 @@ __all__ = [
     "Scores",
     "apply",
     "compare",
+    "dead_units",
     "delete_channels",
     "export_onnx",
     "export_pt2",
     "load",
     "oracle",
     "prune",
+    "remove_dead",
     "save",
     "score",
     "sensitivity",
@@ -60,9 +64,12 @@ __all__ = [
 # these bring Accelerate, Pydantic, Rich or SciPy along; they load when they are first used
 _LATER = {
     "Comparison": ".compare.comparison",
+    "DeadUnits": ".sparse.dead",
     "PruneResult": ".process.result",
     "compare": ".compare.run",
+    "dead_units": ".sparse.dead",
     "prune": ".process.greedy",
+    "remove_dead": ".sparse.dead",
     "sensitivity": ".compare.run",
 }
 

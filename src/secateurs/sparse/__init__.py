@@ -1,0 +1,1 @@
+"""Single weights: what zeros leave behind."""
