@@ -41,6 +41,7 @@ def plant(model: nn.Module, inputs: object, seed: int = 0) -> dict[str, dict[str
         for role, units in (("writes", chosen[:count]), ("reads", chosen[count : 2 * count])):
             mask = np.zeros(len(graph.classes), dtype=bool)
             mask[group.units[units]] = True
+            zeroed: set[int] = set()
             for name, dim, axis in graph.slots:
                 if graph.analysis.roles.get((name, dim)) != role or name not in tensors:
                     continue
@@ -49,7 +50,8 @@ def plant(model: nn.Module, inputs: object, seed: int = 0) -> dict[str, dict[str
                 at, theirs = graph.axis_incidence(axis)
                 with torch.no_grad():
                     tensors[name].index_fill_(dim, torch.from_numpy(at[mask[theirs]]), 0)
-            planted[role][group.name] = units.tolist()
+                zeroed.update(theirs[mask[theirs]].tolist())
+            planted[role][group.name] = [u for u in units.tolist() if group.units[u] in zeroed]
     return planted
 
 

@@ -28,7 +28,7 @@ M = TypeVar("M", bound=nn.Module)
 
 NO_INPUTS, NO_READERS = "without inputs", "without readers"
 _LAST = "an axis keeps at least one unit"
-_BALANCE = "as many units must go from each block, and another block has fewer to lose"
+_BALANCE = "equally many units must go from each block of its group, and never all"
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ class DeadUnits:
     def __len__(self) -> int:
         """How many units go."""
         return len(self.plan)
+
+    @property
+    def unbalanced(self) -> bool:
+        """Whether a dead unit stays because equally many must go from each block of its group."""
+        return any(why == _BALANCE for units in self.kept.values() for why in units.values())
 
     def __str__(self) -> str:
         rows = []
@@ -136,12 +141,21 @@ def remove_dead(model: M, example_inputs: Any, *, inplace: bool = False) -> M:
     >>> sc.remove_dead(net, torch.zeros(1, 4))[0]
     Linear(in_features=4, out_features=6, bias=True)
     """
-    dead = dead_units(model, example_inputs)
-    small = _without(model, dead)
+    small, steps = model, []
+    while True:
+        steps.append(dead_units(small, example_inputs))
+        small = _without(small, steps[-1])
+        # a grouped convolution of one channel a group is free of the balance that held units back
+        if not len(steps[-1]) or not steps[-1].unbalanced:
+            break
     _check(model, small, example_inputs)
-    staying = sum(map(len, dead.kept.values()))
-    log.info("%d dead units removed, %d stay; see dead_units", len(dead), staying)
-    return _without(model, dead, inplace=True) if inplace else small
+    staying = sum(map(len, steps[-1].kept.values()))
+    log.info("%d dead units removed, %d stay; see dead_units", sum(map(len, steps)), staying)
+    if not inplace:
+        return small
+    for step in steps:
+        _without(model, step, inplace=True)
+    return model
 
 
 def _without(model: M, dead: DeadUnits, *, inplace: bool = False) -> M:
@@ -322,7 +336,8 @@ class _Search:
         for block in blocks:
             extra = block[gone[block]][limit:]
             gone[extra] = False
-            back |= dict.fromkeys(extra.tolist(), _LAST if limit < fewest else _BALANCE)
+            why = _LAST if len(blocks) == 1 else _BALANCE
+            back |= dict.fromkeys(extra.tolist(), why)
         return back
 
     def _unemptied(self, gone: Bools) -> Reasons:
