@@ -69,13 +69,13 @@ class DeadUnits:
     def __str__(self) -> str:
         rows = []
         for name in dict.fromkeys([*self.removed, *self.kept]):
-            gone = Counter(self.removed.get(name, {}).values())
+            going = Counter(self.removed.get(name, {}).values())
             staying = Counter(self.kept.get(name, {}).values())
             why = "; ".join(f"{n} × {reason}" for reason, n in staying.items())
-            rows.append((name, gone[NO_INPUTS], gone[NO_READERS], sum(staying.values()), why))
+            rows.append((name, going[NO_INPUTS], going[NO_READERS], staying.total(), why))
         columns = ("group", NO_INPUTS, NO_READERS, "stay", "why they stay")
-        staying = sum(map(len, self.kept.values()))
-        return render(f"dead units: {len(self)} go, {staying} stay", columns, rows)
+        total = sum(map(len, self.kept.values()))
+        return render(f"dead units: {len(self)} go, {total} stay", columns, rows)
 
 
 def dead_units(model: nn.Module, example_inputs: Any) -> DeadUnits:
@@ -230,7 +230,9 @@ class _Search:
     def nothing(self, why: str) -> DeadUnits:
         """Every dead unit stays, for one reason."""
         dead = np.flatnonzero((self.unwritten | self.unread) & (self.graph.group_of >= 0))
-        return self._told(np.zeros(self.count, dtype=bool), {}, dict.fromkeys(dead.tolist(), why), {})
+        return self._told(
+            np.zeros(self.count, dtype=bool), {}, dict.fromkeys(dead.tolist(), why), {}
+        )
 
     def result(self, influence: Influence) -> DeadUnits:
         """What goes and what stays, as large as the constants, the balance and the axes allow."""
@@ -318,7 +320,8 @@ class _Search:
 
     def _possible(self, free: Bools) -> tuple[Bools, Reasons]:
         """The most of these units that can go together, and why the others are held back."""
-        gone, held_back = free.copy(), {}
+        gone = free.copy()
+        held_back: Reasons = {}
         while True:
             before = gone.copy()
             for group in self.graph.groups:

@@ -30,7 +30,7 @@ class _Vector:
     shift: Tensor
 
 
-class _Unfit(Exception):
+class _UnfitError(Exception):
     """A contribution that no vector of the model can take; the message says why."""
 
 
@@ -76,7 +76,7 @@ class Folder:
         for position, reads in self._reads.items():
             try:
                 vector = self._vector(position, reads, gone, gone)
-            except _Unfit as error:
+            except _UnfitError as error:
                 stuck |= self._culprits(position, reads, gone, str(error))
                 continue
             if vector is not None:
@@ -102,7 +102,7 @@ class Folder:
             alone[unit] = True
             try:
                 self._vector(position, reads, alone, gone)
-            except _Unfit as error:
+            except _UnfitError as error:
                 out[unit] = str(error)
         return out or dict.fromkeys(units, why)
 
@@ -137,7 +137,7 @@ class Folder:
         None if it makes nothing of them that matters.
 
         Raises:
-            _Unfit: no vector can take it.
+            _UnfitError: no vector can take it.
         """
         node = self.graph.program.nodes[position]
         constants = self._constants(position, reads, units)
@@ -175,10 +175,9 @@ class Folder:
                 break
             position, node = users[0], nodes[users[0]]
             name = op_name(node.op)
-            if name in BATCH_NORMS and node.args[0] == Ref(value) and self._is_tensor(node.args[3]):
-                if "no_training" in name or not node.args[5]:
-                    mean: int = node.args[3].id
-                    return self._shifted(mean, position, -shift, matters, noise, 1)
+            if name in BATCH_NORMS and self._is_tensor(node.args[3]):
+                mean: int = node.args[3].id  # none in training mode: what varies is not constant
+                return self._shifted(mean, position, -shift, matters, noise, 1)
             if name == "add" and not node.kwargs:
                 other = node.args[1] if node.args[0] == Ref(value) else node.args[0]
                 if self._is_tensor(other):
@@ -187,7 +186,7 @@ class Folder:
                 break
             shift, matters = self._moved(node, shift), self._moved(node, matters)
             value = node.outputs[0] or 0
-        raise _Unfit(f"{place(reader)} has no bias that could take what it emits")
+        raise _UnfitError(f"{place(reader)} has no bias that could take what it emits")
 
     def _moved(self, node: Node, tensor: Tensor) -> Tensor:
         if op_name(node.op) in RESHAPES:
@@ -205,7 +204,7 @@ class Folder:
         """A shift that is the same wherever a vector is added, as a shift of the vector.
 
         Raises:
-            _Unfit: it differs from place to place.
+            _UnfitError: it differs from place to place.
         """
         shape = self.graph.program.values[tensor].shape
         aligned = [1] * (shift.dim() - len(shape)) + list(shape)
@@ -219,7 +218,7 @@ class Folder:
         heard = high >= low
         if bool((high - low)[heard].gt(noise).any()):
             where = place(self.graph.program.nodes[position])
-            raise _Unfit(
+            raise _UnfitError(
                 f"{where} gets another sum of it at the edge than inside (zero padding), which a "
                 "bias cannot make up for"
             )

@@ -8,7 +8,6 @@ outputs, its transpose marks what is needed: the rest changes no output.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, TypeAlias
@@ -36,7 +35,9 @@ BATCH_NORMS = frozenset(
     "native_batch_norm cudnn_batch_norm miopen_batch_norm batch_norm _native_batch_norm_legit "
     "_native_batch_norm_legit_no_training".split()
 )
-_REDUCTIONS = frozenset("mean sum amax amin max min var std var_mean std_mean prod logsumexp".split())
+_REDUCTIONS = frozenset(
+    "mean sum amax amin max min var std var_mean std_mean prod logsumexp".split()
+)
 _SOFTMAXES = frozenset("_softmax _log_softmax softmax log_softmax _safe_softmax".split())
 _LAYER_NORMS = frozenset("native_layer_norm layer_norm _fused_rms_norm rms_norm".split())
 _GROUP_NORMS = frozenset("native_group_norm group_norm".split())
@@ -201,11 +202,19 @@ def _rule_of(
         return lambda marks: reduce(torch.add, (m.expand(shape) for m in marks.values()))
     if several:
         return None
-    if name in BATCH_NORMS:
-        return _batch_norm(node, args, first, rank)
+    if name in BATCH_NORMS and ("no_training" in name or not args[5]):
+        return _batch_norm(args[1], first, rank)
     if name in _REDUCTIONS:
         dims = reduced_dims(node, rank)
         return lambda marks: [marks[first].sum(dims).reshape(shape) for _ in node.outputs]
+    if name in _GROUP_NORMS:
+        groups = (shape[0], int(node.args[6]), -1)
+
+        def within_groups(marks: Marks) -> Tensor:
+            lines = marks[first].reshape(groups)
+            return lines.sum(2, keepdim=True).expand_as(lines).reshape(shape)
+
+        return within_groups
     mixed = _mixed(node, rank)
     if mixed:
         return lambda marks: marks[first].sum(mixed, keepdim=True).expand(shape)
@@ -218,9 +227,7 @@ def _factors(node: Node) -> list[int]:
     return [arg.id for arg in node.args[at : at + 2] if isinstance(arg, Ref)]
 
 
-def _product(
-    node: Node, args: Sequence[Any], varying: Marks, shape: tuple[int, ...]
-) -> Rule:
+def _product(node: Node, args: Sequence[Any], varying: Marks, shape: tuple[int, ...]) -> Rule:
     """A product passes on what varies in one operand where the other is not zero."""
     name = op_name(node.op)
     at = 1 if name in ("addmm", "baddbmm") else 0
@@ -262,10 +269,8 @@ def _along(vector: Tensor, dim: int, rank: int) -> Tensor:
     return vector.reshape([-1 if d == dim else 1 for d in range(rank)])
 
 
-def _batch_norm(node: Node, args: Sequence[Any], first: int, rank: int) -> Rule | None:
-    if "no_training" not in op_name(node.op) and bool(args[5]):
-        return None
-    scale = args[1]
+def _batch_norm(scale: Tensor | None, first: int, rank: int) -> Rule:
+    """Each element is scaled by itself, by zero where the channel's scale is."""
 
     def rule(marks: Marks) -> Tensor:
         marked = marks[first]
@@ -310,8 +315,8 @@ def _mixed(node: Node, rank: int) -> list[int]:
         return [node.args[1] % rank]
     if name in _LAYER_NORMS:
         return list(range(rank - len(node.args[1]), rank))
-    if name in _GROUP_NORMS:
-        return list(range(1, rank))
+    if name in BATCH_NORMS:  # statistics of the batch
+        return [d for d in range(rank) if d != 1]
     space = spatial_dims(node.op)
     return list(range(rank - space, rank))
 
