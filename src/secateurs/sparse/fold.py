@@ -14,10 +14,12 @@ from ..trace.analyse import Read
 from ..trace.labels import Axis, Bools, axis_size
 from ..trace.program import Node, Ref
 from ..trace.rules import op_name
-from .influence import BATCH_NORMS, CONVOLUTIONS, RESHAPES, Influence
+from .influence import Influence
+from .spread import BATCH_NORMS, CONVOLUTIONS, PRODUCTS, RESHAPES
 
 Reasons: TypeAlias = dict[int, str]
 
+_ADDS = PRODUCTS | CONVOLUTIONS | {"sum"}
 _REARRANGES = frozenset("permute transpose t numpy_T expand".split())
 
 
@@ -143,6 +145,8 @@ class Folder:
         constants = self._constants(position, reads, units)
         if not bool(constants.any()):
             return None
+        if op_name(node.op) not in _ADDS:
+            raise _UnfitError(f"{place(node)} takes a {op_name(node.op)} of what it emits")
         at, args = reads[0].arg, [_double(arg) for arg in self.influence.operands[position]]
         kwargs = {key: value for key, value in node.kwargs.items() if key != "dtype"}
         with_them = node.op(*args[:at], _double(constants), *args[at + 1 :], **kwargs)
