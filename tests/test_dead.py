@@ -112,7 +112,7 @@ def test_networks_of_torchvision_compute_the_same(name: str) -> None:
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(specs(), st.sampled_from([1.0, 0.1, 0.03]), st.integers(0, 99))
 def test_generated_networks_compute_the_same(spec: Spec, kept: float, seed: int) -> None:
     with torch.random.fork_rng():
@@ -348,10 +348,12 @@ def test_a_constant_under_a_live_gate_is_not_dead() -> None:
 def test_a_norm_over_the_units_keeps_them() -> None:
     model = doubled(nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1)))
     with torch.no_grad():
-        model[0].weight[1] = 0
+        model[0].weight[[1, 5]] = 0  # the units are what has the same place in both groups
     dead, _ = law(model, torch.randn(2, 3, 4, 4).double())
     assert dead.removed == {}
-    assert "normalisation" in dead.kept["0"][1]
+    assert [why for units in dead.kept.values() for why in units.values()] == [
+        "group normalisation takes its statistics over it"
+    ]
 
 
 def test_a_layer_without_inputs_keeps_one_unit() -> None:
