@@ -24,8 +24,9 @@ from secateurs.atomic import write_text
 from secateurs.latency import Latency, latency
 from train import error
 
-# What dynamic network surgery kept of each layer of LeNet-5, biases included: 108 times fewer.
-KEPT = {"conv1": 0.142, "conv2": 0.031, "fc1": 0.007, "fc2": 0.043}
+# What is kept of each layer, biases included: 111 times fewer in all, as dynamic network surgery has
+# it, but less of the convolutions, where the time goes: few weights leave few units.
+KEPT = {"conv1": 0.10, "conv2": 0.016, "fc1": 0.0078, "fc2": 0.06}
 
 
 def thinned(seed: int, epochs: int) -> LeNet5:
@@ -34,7 +35,9 @@ def thinned(seed: int, epochs: int) -> LeNet5:
     torch.set_flush_denormal(True)
     model, (batches, _) = pretrained(seed), loaders(seed=seed)
     total, step = epochs * len(batches), 0
-    optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(
+        model.parameters(), 0.03, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     masks: dict[str, Tensor] = {}
     for _ in range(epochs):
@@ -108,7 +111,7 @@ def main(
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Where to write the one that is made.")] = None,
     seed: int = 0,
-    epochs: int = 4,
+    epochs: int = 3,
     out: Annotated[Path | None, typer.Option(help="A page of Markdown to write.")] = None,
 ) -> None:
     """Remove the dead units of a thinned LeNet-5, compare outputs and time both."""
