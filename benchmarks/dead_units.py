@@ -24,8 +24,8 @@ from secateurs.atomic import write_text
 from secateurs.latency import Latency, latency
 from train import error
 
-# What is kept of each layer, biases included: 111 times fewer in all, as dynamic network surgery has
-# it, but less of the convolutions, where the time goes: few weights leave few units.
+# What is kept of each layer, biases included: 111 times fewer in all, about as dynamic network
+# surgery has it, but less of the convolutions, where the time goes: few weights leave few units.
 KEPT = {"conv1": 0.10, "conv2": 0.016, "fc1": 0.0078, "fc2": 0.06}
 
 

@@ -32,32 +32,25 @@ class Search:
     def __init__(self, graph: Graph, tensors: Mapping[str, Tensor]):
         self.graph = graph
         self.count = len(graph.classes)
-        self.unwritten = self._untouched(tensors, "writes")
-        self.unread = self._untouched(tensors, "reads")
+        # units of which every writing, or every reading, weight is zero
+        self.silent: Bools = self._untouched(tensors, "writes") | self._untouched(tensors, "reads")
+        self.silent &= graph.group_of >= 0
 
     def nothing(self, why: str) -> Found:
         """Every dead unit stays, for one reason."""
-        dead = np.flatnonzero((self.unwritten | self.unread) & (self.graph.group_of >= 0))
-        return self._told(
-            np.zeros(self.count, dtype=bool), {}, dict.fromkeys(dead.tolist(), why), {}
-        )
+        dead = np.flatnonzero(self.silent).tolist()
+        return self._told(np.zeros(self.count, dtype=bool), {}, dict.fromkeys(dead, why), {})
 
     def result(self, influence: Influence) -> Found:
         """What goes and what stays, as large as the constants, the balance and the axes allow."""
         graph, folder = self.graph, Folder(self.graph, influence)
         heard, loud, why_heard = self._heard(influence)
-        stuck: Reasons = {
-            unit: why_heard[unit]
-            for unit in np.flatnonzero((self.unwritten | self.unread) & heard).tolist()
-            if graph.group_of[unit] >= 0
-        }
+        stuck = {unit: why_heard[unit] for unit in np.flatnonzero(self.silent & heard).tolist()}
         free = ~heard & (graph.group_of >= 0)
         for group in graph.groups:
             if not group.exact:
-                dead = group.units[~heard[group.units]]
+                dead = group.units[(free | self.silent)[group.units]]
                 stuck |= dict.fromkeys(dead.tolist(), group.why_inexact)
-                dead_by_weights = group.units[(self.unwritten | self.unread)[group.units]]
-                stuck |= dict.fromkeys(dead_by_weights.tolist(), group.why_inexact)
                 free[group.units] = False
         while True:
             gone, held_back = self._possible(free)
