@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .errors import DataError, DerivativeError
-from .scores import Array
 from .watch import Seen
 
 _ONCE = "torch::autograd::Error"  # what PyTorch leaves behind a function of one derivative
@@ -70,15 +69,15 @@ def take_gauss_newton(
     seen.gauss_newton = {g: torch.stack([one[g] for one in found], 2) for g in groups}
 
 
-def check_bent(name: str, values: Mapping[str, Array]) -> None:
-    """Refuse scores by the Gauss-Newton form that are all zero: they rank nothing.
+def check_bent(what: str, bent: bool) -> None:
+    """Refuse second derivatives in the Gauss-Newton form that are all zero: they rank nothing.
 
     Raises:
         DerivativeError: the loss has no second derivative by the output on any example.
     """
-    if not any(own.any() for own in values.values()):
+    if not bent:
         raise DerivativeError(
-            f"criterion {name!r} is 0 for every unit: on this data, the loss is linear in the "
+            f"{what} is 0 throughout: on this data, the loss is linear in the "
             "network's output. If the network ends in log_softmax, put that in the loss "
             "(CrossEntropyLoss, not NLLLoss); or choose a criterion of first order"
         )

@@ -17,13 +17,13 @@ from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
 from ..batches import Loss, Objective, check_loss, loss_of, total_loss
-from ..curvature import Output, hessian, hessian_rows, slope_at
+from ..curvature import Output, check_bent, hessian, hessian_rows, slope_at
 from ..errors import DataError
 from ..trace.program import Node, Program, Ref
 from ..trace.record import evaluating, input_tensors, model_tensors, record
 from ..trace.rules import supported
 from .derivatives import examples_of, parameters_of
-from .squares import Step, squared
+from .squares import Step, squared, unknown
 
 _Each: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 ROOM = 2**25  # elements of per-example derivatives that are held at once
@@ -69,7 +69,7 @@ def obd_diagonal(
     own = parameters_of(model, names)
     total = {name: torch.zeros_like(p) for name, p in own.items()}
     recordings: dict[Any, Program] = {}
-    seen = 0
+    seen, bent = 0, False
     with evaluating(model), torch.enable_grad():
         for batch, examples in examples_of(model, batches):
             walk = _Walk(model, own, recordings)
@@ -79,10 +79,12 @@ def obd_diagonal(
             slope = slope_at(point, value)
             rows = enumerate(hessian_rows(point, slope))
             bends = torch.stack([row[:, k] for k, row in rows], 1)
+            bent |= bool(bends.any())
             with torch.no_grad():
                 for name, bend in walk.back(output.split(bends)).items():
                     total[name] += bend
             seen += examples
+    check_bent("the second derivative", bent)
     return {name: found / seen for name, found in total.items()}
 
 
@@ -123,16 +125,19 @@ def gauss_newton_diagonal(
     check_loss(loss, objective)
     own = parameters_of(model, names)
     total = {name: torch.zeros_like(p) for name, p in own.items()}
-    seen = 0
+    seen, bent = 0, False
     with evaluating(model), torch.enable_grad():
         for batch, examples in examples_of(model, batches):
             tap = _Tap(model, model, examples)
             value, _ = total_loss(loss_of(tap, batch, loss, objective), examples)
             _, point = tap.taken()
             values, vectors = _roots(hessian(point, slope_at(point, value)))
-            for name, found in _diagonal(model, own, tap.call, values, vectors).items():
-                total[name] += found
+            bent |= bool(values.any())
+            with torch.no_grad():
+                for name, found in _diagonal(model, own, tap.call, values, vectors).items():
+                    total[name] += found
             seen += examples
+    check_bent("the second derivative", bent)
     return {name: found / seen for name, found in total.items()}
 
 
@@ -200,6 +205,12 @@ class _Walk:
                 i in reached and self.program.values[i].dtype.is_floating_point for i in node.inputs
             )
             if any(wanted):
+                if node.op._schema.is_mutable:  # whoever sees it by another name would be missed
+                    raise unknown(
+                        node,
+                        "second derivatives cannot go back through what is seen "
+                        "by several names and changed in place by",
+                    )
                 reached.update(out for out in node.outputs if out is not None)
                 yield position, self._kept(position, node, wanted)
 
@@ -250,7 +261,9 @@ def _diagonal(
     vectors: Tensor,
 ) -> dict[str, Tensor]:
     """Σ over examples of Σ_k s_k (Jᵀq_k)², in parts that fit."""
-    once: dict[int, str] = {id(p): name for name, p in own.items()}  # a shared one has several names
+    once: dict[int, str] = {
+        id(p): name for name, p in own.items()
+    }  # a shared one has several names
     weights = {name: own[name].detach() for name in once.values()}
     total = {name: torch.zeros_like(p) for name, p in weights.items()}
     leaves, spec = pytree.tree_flatten(call)

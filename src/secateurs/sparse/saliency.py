@@ -230,6 +230,7 @@ class Obd(_ByCurvature):
     ) -> Named:
         return obd_diagonal(model, names, batches, **by)
 
+
 @dataclass(frozen=True)
 class GaussNewton(_ByCurvature):
     """The same with the exact diagonal of the Gauss-Newton matrix, `gauss_newton_diagonal`.

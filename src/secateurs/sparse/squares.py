@@ -79,12 +79,11 @@ def squared(step: Step, bends: Bends) -> Bends:
     Raises:
         DerivativeError: there is no rule for this operation.
     """
-    if not step.node.op._schema.is_mutable:
-        found = RULES.get(op_name(step.node.op))
-        if found is not None:
-            return found(step, bends)
-        if is_pointwise(step.node.op):
-            return _pointwise(step, bends)
+    found = RULES.get(op_name(step.node.op))
+    if found is not None:
+        return found(step, bends)
+    if is_pointwise(step.node.op):
+        return _pointwise(step, bends)
     raise unknown(step.node, "no rule takes second derivatives back through")
 
 
@@ -227,57 +226,74 @@ def _adaptive_average(step: Step, bends: Bends) -> Bends:
 @rule("native_batch_norm cudnn_batch_norm miopen_batch_norm batch_norm "
       "_native_batch_norm_legit_no_training")  # fmt: skip
 def _batch_norm(step: Step, bends: Bends) -> Bends:
-    """In eval mode, a scale and a shift per channel."""
-    given = _by_name(step)
+    """In eval mode a scale and a shift per channel; instance norm takes statistics all the same."""
+    given, bend = _by_name(step), _only(bends)
     if given.get("training"):
-        raise unknown(step.node, "statistics are taken over the batch by")
-    eps = given["eps"] if "eps" in given else given["epsilon"]
+        return _normalised(step, bend, lambda x: x.transpose(0, 1).flatten(1), bend.dim() - 2)
     names = ("input", "weight", "bias", "running_mean", "running_var")
     there = [name for name in names if given[name] is not None]
-    rank = step.operands[0].dim()
 
     def affine(*tensors: Tensor) -> Tensor:
         own = dict(zip(there, tensors, strict=True))
-        y = (own["input"] - own["running_mean"]) * torch.rsqrt(own["running_var"] + eps)
+        y = (own["input"] - own["running_mean"]) * torch.rsqrt(own["running_var"] + given["eps"])
         return y * own.get("weight", 1.0) + own.get("bias", 0.0)
 
-    shaped = [
-        x if name == "input" else x.reshape(-1, *[1] * (rank - 2))
-        for name, x in zip(there, step.operands, strict=True)
-    ]
-    found = elementwise(affine, shaped, step.wanted, _only(bends))
-    return [
-        None if own is None else own.reshape(tensor.shape)
-        for own, tensor in zip(found, step.operands, strict=True)
-    ]
+    shaped = [x if i == 0 else _ending(x, bend.dim() - 2) for i, x in enumerate(step.operands)]
+    return _shaped_like(step.operands, elementwise(affine, shaped, step.wanted, bend))
 
 
-@rule("native_layer_norm native_group_norm")
-def _own_norm(step: Step, bends: Bends) -> Bends:
-    """Statistics of each example's own: x̂ = (x − μ)/σ, then a scale and a shift."""
+@rule("native_layer_norm")
+def _layer_norm(step: Step, bends: Bends) -> Bends:
+    own = len(step.args[1])
+    return _normalised(step, _only(bends), lambda x: x.flatten(-own), 0)
+
+
+@rule("native_group_norm")
+def _group_norm(step: Step, bends: Bends) -> Bends:
     given, bend = _by_name(step), _only(bends)
-    x, groups = given["input"], given.get("group")
-    there = [name for name in ("weight", "bias") if given[name] is not None]
-    if groups is None:
-        rows = (*x.shape[: x.dim() - len(given["normalized_shape"])], -1)
-        shape: tuple[int, ...] = tuple(given["normalized_shape"])
-    else:
-        rows, shape = (len(x), groups, -1), (-1, *[1] * (x.dim() - 2))
-    flat = x.reshape(rows)
-    scale = torch.rsqrt(flat.var(-1, correction=0, keepdim=True) + given["eps"])
-    normal = ((flat - flat.mean(-1, keepdim=True)) * scale).reshape(x.shape)
+    rows = (given["N"], given["group"], -1)
+    return _normalised(step, bend, lambda x: x.reshape(rows), bend.dim() - 2)
 
-    def function(normal: Tensor, *rest: Tensor) -> Tensor:
+
+def _normalised(step: Step, bend: Tensor, rows: Callable[[Tensor], Tensor], after: int) -> Bends:
+    """Statistics are taken of what is there: x̂ = (x − μ)/σ, then a scale and a shift.
+
+    Args:
+        bend: of the result.
+        rows: puts the elements that are normalised together on the last axis.
+        after: how many axes come after those of the scale and the shift.
+    """
+    given = _by_name(step)
+    there = [name for name in ("weight", "bias") if given[name] is not None]
+    places = rows(torch.arange(bend.numel(), device=bend.device).reshape(bend.shape))
+
+    def back(x: Tensor) -> Tensor:
+        return torch.empty_like(bend).flatten().put_(places, x).reshape(bend.shape)
+
+    x = rows(step.operands[0])
+    scale = torch.rsqrt(x.var(-1, correction=0, keepdim=True) + given["eps"])
+    normal = (x - x.mean(-1, keepdim=True)) * scale
+
+    def affine(normal: Tensor, *rest: Tensor) -> Tensor:
         own = dict(zip(there, rest, strict=True))
         return normal * own.get("weight", 1.0) + own.get("bias", 0.0)
 
-    operands = [normal, *(given[name].reshape(shape) for name in there)]
-    first, *others = elementwise(function, operands, [True, *step.wanted[1:]], bend)
-    inner = _through_norm(normal.reshape(rows), scale, _only([first]).reshape(rows))
-    return [inner.reshape(x.shape) if step.wanted[0] else None] + [
-        None if own is None else own.reshape(given[name].shape)
-        for own, name in zip(others, there, strict=True)
-    ]
+    shaped = [back(normal), *(_ending(given[name], after) for name in there)]
+    wanted = [True, *step.wanted[1 : len(shaped)]]
+    inner, *others = elementwise(affine, shaped, wanted, bend)
+    first = back(_through_norm(normal, scale, rows(_only([inner]))))
+    rest = [None] * (len(step.operands) - len(shaped))  # running statistics
+    return _shaped_like(step.operands, [first if step.wanted[0] else None, *others, *rest])
+
+
+def _ending(x: Tensor, after: int) -> Tensor:
+    """With so many axes of size one at its end."""
+    return x.reshape(*x.shape, *[1] * after)
+
+
+def _shaped_like(tensors: Sequence[Tensor], bends: Bends) -> Bends:
+    pairs = zip(tensors, bends, strict=True)
+    return [None if bend is None else bend.reshape(x.shape) for x, bend in pairs]
 
 
 def _through_norm(normal: Tensor, scale: Tensor, bend: Tensor) -> Tensor:
@@ -306,5 +322,5 @@ def _log_softmax(step: Step, bends: Bends) -> Bends:
 
 def _by_name(step: Step) -> dict[str, Any]:
     """The arguments of an operation by the names of its schema."""
-    names = [argument.name for argument in step.node.op._schema.arguments]
+    names = [argument.name.replace("epsilon", "eps") for argument in step.node.op._schema.arguments]
     return {**dict(zip(names, step.args, strict=False)), **step.kwargs}
