@@ -281,7 +281,7 @@ def _diagonal(
         def output(weights: dict[str, Tensor]) -> Tensor:
             return Output(functional_call(model, weights, args, kwargs), 1).matrix[0]
 
-        _, pull = torch.func.vjp(output, weights)
+        pull = torch.func.vjp(output, weights)[1]
         slopes: dict[str, Tensor] = each(lambda vector: pull(vector)[0])(vectors)
         return {name: torch.tensordot(values, s.square(), 1) for name, s in slopes.items()}
 
