@@ -41,7 +41,7 @@ def obd_diagonal(
 
     From the output, where it is the loss's own second derivative, the diagonal goes back through
     each operation by the square of its Jacobian: ∂²C/∂x_a² = Σ_b (∂y_b/∂x_a)² ∂²C/∂y_b². A weight
-    sums over the positions that share it. It costs about as much as a backward pass. Two things
+    sums over the positions that share it. It costs little more than the gradient. Two things
     are dropped, as in the paper: f'' (the Levenberg-Marquardt form, which keeps h_kk ≥ 0 for a
     convex loss), and second derivatives by two different values at any point.
 
