@@ -26,7 +26,7 @@ from secateurs.sparse.saliency import Random, Saliency, find_saliency
 
 METHODS = ("obd", "magnitude", "random")  # retrained too; gauss-newton predicts alone
 PREDICTED = ("obd", "gauss-newton")
-FRACTIONS = tuple(n / 50 for n in range(1, 31))  # deleted at once, up to 60%
+FRACTIONS = tuple(n / 40 for n in range(1, 25))  # deleted at once, up to 60%
 JUDGED = 0.3  # up to here, the prediction is judged
 STAGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)  # deleted one after another
 HELD = 0.6  # up to here, the objective should hold
@@ -139,10 +139,11 @@ class Pruned:
         return gone
 
     @torch.no_grad()
-    def measure(self) -> dict[str, float]:
-        """The objective on both parts, and the error (%) on the second."""
+    def measure(self, parts: Sequence[str] = ("train", "test")) -> dict[str, float]:
+        """The objective on each part, and the error (%) on the last."""
         found = {}
-        for name, part in (("train", self.train), ("test", self.test)):
+        for name in parts:
+            part = getattr(self, name)
             outputs = torch.cat([self.model(images) for images in part.images.split(1000)])
             targets = part.batches(len(outputs))[0][1]
             found[name] = squared_error(outputs, targets).mean().item()
@@ -167,9 +168,10 @@ def run(cell: Cell) -> tuple[Cell, dict]:
         saliency = net.saliency(method(name, cell.seed))
         out["seconds"][name] = time.perf_counter() - started
         out["at_once"][name] = []
-        for fraction in FRACTIONS + tuple(f for f in STAGES if f > FRACTIONS[-1]):
+        for fraction in sorted({*STAGES, *(FRACTIONS if name in PREDICTED else ())}):
             gone = net.delete(saliency, fraction)
-            out["at_once"][name].append({"fraction": fraction, **net.measure()})
+            parts = ("train", "test") if fraction in STAGES else ("train",)
+            out["at_once"][name].append({"fraction": fraction, **net.measure(parts)})
             out["predicted"].setdefault(name, []).append(saliency[gone].sum().item())
             net.kept[:] = True
             net.put(trained)
