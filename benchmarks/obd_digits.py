@@ -28,9 +28,9 @@ METHODS = ("obd", "magnitude", "random")  # retrained too; gauss-newton predicts
 PREDICTED = ("obd", "gauss-newton")
 FRACTIONS = tuple(n / 40 for n in range(1, 25))  # deleted at once, up to 60%
 JUDGED = 0.3  # up to here, the prediction is judged
-STAGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)  # deleted one after another
+STAGES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9)  # deleted one after another
 HELD = 0.6  # up to here, the objective should hold
-EPOCHS, RETRAIN, RATE, RETRAIN_RATE, BATCH = 40, 3, 3e-3, 1e-3, 64
+EPOCHS, RETRAIN, RATE, RETRAIN_RATE, BATCH = 30, 6, 3e-3, 2e-3, 64
 TRAIN, HELD_OUT = 6_000, 5_000
 
 
@@ -81,10 +81,11 @@ def small(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
 
 
 def network() -> nn.Sequential:
-    """LeNet-1 in small, with 2,478 parameters; the paper's network has 2,578."""
+    """6,648 parameters; the paper's network has 2,578, and its forerunner of 1989 has 9,760."""
     return nn.Sequential(
         nn.Conv2d(1, 4, 5), nn.Tanh(), nn.AvgPool2d(2),
-        nn.Conv2d(4, 12, 3), nn.Tanh(), nn.Flatten(), nn.Linear(192, 10),
+        nn.Conv2d(4, 12, 3), nn.Tanh(), nn.Flatten(),
+        nn.Linear(192, 30), nn.Tanh(), nn.Linear(30, 10),
     )  # fmt: skip
 
 

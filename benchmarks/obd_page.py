@@ -60,9 +60,9 @@ def _setting(records: Sequence[dict], command: str) -> list[str]:
     return [
         f"""`{command}` trains the networks, deletes their weights, draws the pictures and writes
 this page: figures 1 and 2 of LeCun, Denker and Solla (1990) on open data. Digits are MNIST at
-16 × 16 pixels; the network is a LeNet-1 in small with {first["parameters"]:,} parameters, biases
-included: 4 maps of 5 × 5, averaged by 2 × 2, 12 maps of 3 × 3, tanh, 10 outputs. The objective is
-the squared error summed over the outputs, with targets 1 and −1, mean over the images.
+16 × 16 pixels; the network has {first["parameters"]:,} parameters, biases included: 4 maps of
+5 × 5, averaged by 2 × 2, 12 maps of 3 × 3, 30 neurons, 10 outputs, tanh between them. The objective
+is the squared error summed over the outputs, with targets 1 and −1, mean over the images.
 {round(TRAIN * scale):,} training images are drawn by the seed; Adam at {RATE:g},
 {round(EPOCHS * scale)} epochs. Settings were chosen on {HELD_OUT:,} other training images; the
 figures are on {measured}. They are {spread_over(len(records))}.""",
