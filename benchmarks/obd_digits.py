@@ -24,6 +24,7 @@ from secateurs.atomic import write_text
 from secateurs.data.mnist import load
 from secateurs.sparse.saliency import Random, Saliency, find_saliency
 
+FORMS = ("plain", "hidden")
 METHODS = ("obd", "magnitude", "random")  # retrained too; gauss-newton predicts alone
 PREDICTED = ("obd", "gauss-newton")
 FRACTIONS = tuple(n / 40 for n in range(1, 25))  # deleted at once, up to 60%
@@ -41,6 +42,7 @@ class Cell:
     seed: int
     validation: bool = False
     scale: float = 1.0
+    form: str = "hidden"
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,12 @@ def small(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
     return F.adaptive_avg_pool2d(images, 16), labels
 
 
-def network() -> nn.Sequential:
-    """6,648 parameters; the paper's network has 2,578, and its forerunner of 1989 has 9,760."""
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 5), nn.Tanh(), nn.AvgPool2d(2),
-        nn.Conv2d(4, 12, 3), nn.Tanh(), nn.Flatten(),
-        nn.Linear(192, 30), nn.Tanh(), nn.Linear(30, 10),
-    )  # fmt: skip
+def network(form: str) -> nn.Sequential:
+    """'plain', of 2,478 parameters (the paper's network has 2,578), or 'hidden', of 6,648."""
+    first = [nn.Conv2d(1, 4, 5), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(4, 12, 3), nn.Tanh()]
+    if form == "plain":
+        return nn.Sequential(*first, nn.Flatten(), nn.Linear(192, 10))
+    return nn.Sequential(*first, nn.Flatten(), nn.Linear(192, 30), nn.Tanh(), nn.Linear(30, 10))
 
 
 class Pruned:
@@ -95,7 +96,7 @@ class Pruned:
     def __init__(self, cell: Cell):
         torch.manual_seed(cell.seed)
         self.train, self.test = data(cell)
-        self.model = network()
+        self.model = network(cell.form)
         self.draw = torch.Generator().manual_seed(cell.seed)
         self.names = [name for name, _ in self.model.named_parameters()]
         self.kept = torch.ones(len(self.weights), dtype=torch.bool)
@@ -157,14 +158,18 @@ def method(name: str, seed: int) -> Saliency:
 
 
 def run(cell: Cell) -> tuple[Cell, dict]:
-    """Train, then delete: at once for the prediction, and in stages with retraining."""
+    """Train, then delete: at once for the prediction, and in stages with retraining.
+
+    The plain network is there for the prediction alone.
+    """
+    methods = METHODS if cell.form == "hidden" else ()
     net = Pruned(cell)
     epochs, retrain = max(1, round(EPOCHS * cell.scale)), max(1, round(RETRAIN * cell.scale))
     net.tune(epochs, RATE)
     base, trained, draw = net.measure(), net.weights, net.draw.get_state()
     out: dict = {"base": base, "parameters": len(trained), "at_once": {}, "retrained": {}}
     out["predicted"], out["seconds"] = {}, {}
-    for name in dict.fromkeys((*METHODS, *PREDICTED)):
+    for name in dict.fromkeys((*methods, *PREDICTED)):
         started = time.perf_counter()
         saliency = net.saliency(method(name, cell.seed))
         out["seconds"][name] = time.perf_counter() - started
@@ -176,7 +181,7 @@ def run(cell: Cell) -> tuple[Cell, dict]:
             out["predicted"].setdefault(name, []).append(saliency[gone].sum().item())
             net.kept[:] = True
             net.put(trained)
-    for name in (*METHODS, "dense"):
+    for name in (*methods, "dense") if methods else ():
         net.draw.set_state(draw)
         steps = out["retrained"][name] = []
         for fraction in STAGES:
@@ -232,7 +237,7 @@ def main(
 
     started = time.perf_counter()
     seeds, scale = (1, 0.25) if quick else (seeds, 1.0)
-    cells = [Cell(seed, validation, scale) for seed in range(seeds)]
+    cells = [Cell(s, validation, scale, form) for form in FORMS for s in range(seeds)]
     records = run_cells(run, cells, results, jobs, _say)
     page = document(records, called("obd", quick, seeds))
     print(page, f"{time.perf_counter() - started:.0f} s", sep="\n")
@@ -243,8 +248,8 @@ def main(
 
 def _say(record: dict) -> str:
     found = ", ".join(f"{name} {correlation(record, name):.3f}" for name in PREDICTED)
-    last = {name: record["retrained"][name][-1]["train"] for name in METHODS}
-    return f"seed {record['seed']}: r {found}; at {STAGES[-1]:.0%}: {last}"
+    last = {name: round(steps[-1]["train"], 3) for name, steps in record["retrained"].items()}
+    return f"{record['form']} seed {record['seed']}: r {found}; retrained to the end: {last}"
 
 
 if __name__ == "__main__":

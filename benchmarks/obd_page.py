@@ -10,6 +10,7 @@ import numpy as np
 from cells import machine, spread_over
 from obd_digits import (
     EPOCHS,
+    FORMS,
     FRACTIONS,
     HELD,
     HELD_OUT,
@@ -33,55 +34,62 @@ from secateurs.report.figures import KINDS
 
 SHOWN = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 AFTER = tuple(f for f in STAGES if f > HELD + 1e-9)
+LEAST = 1e-5  # of the change that is drawn
 WHAT = {"train": "training objective", "test": "test objective", "error": "test error (%)"}
 
 
 def document(records: Sequence[dict], command: str) -> str:
     """The page, in Markdown."""
+    plain, hidden = ([r for r in records if r["form"] == form] for form in FORMS)
     return "\n\n".join(
         (
             "# Optimal Brain Damage on digits",
-            *_setting(records, command),
+            *_setting(plain, hidden, command),
             "## Predicted and true change",
-            *_prediction(records),
+            *_prediction(plain, hidden),
             "## Deleting with and without retraining",
-            *_deletion(records),
+            *_deletion(hidden),
             f"{machine()}.\n",
         )
     )
 
 
-def _setting(records: Sequence[dict], command: str) -> list[str]:
-    first, scale = records[0], records[0]["scale"]
+def _setting(plain: Sequence[dict], hidden: Sequence[dict], command: str) -> list[str]:
+    first, scale = hidden[0], hidden[0]["scale"]
     measured = f"{HELD_OUT:,} held-out images" if first["validation"] else "the test images"
-    bases = ", ".join(
-        f"{name} {spread([r['base'][key] for r in records])}" for key, name in WHAT.items()
-    )
+    rows = [
+        [name, *(spread([r["base"][key] for r in own]) for key in WHAT)]
+        for name, own in (("plain", plain), ("with hidden neurons", hidden))
+    ]
     return [
         f"""`{command}` trains the networks, deletes their weights, draws the pictures and writes
 this page: figures 1 and 2 of LeCun, Denker and Solla (1990) on open data. Digits are MNIST at
-16 × 16 pixels; the network has {first["parameters"]:,} parameters, biases included: 4 maps of
-5 × 5, averaged by 2 × 2, 12 maps of 3 × 3, 30 neurons, 10 outputs, tanh between them. The objective
-is the squared error summed over the outputs, with targets 1 and −1, mean over the images.
-{round(TRAIN * scale):,} training images are drawn by the seed; Adam at {RATE:g},
-{round(EPOCHS * scale)} epochs. Settings were chosen on {HELD_OUT:,} other training images; the
-figures are on {measured}. They are {spread_over(len(records))}.""",
-        f"Before deletion: {bases}.",
+16 × 16 pixels. The plain network is a LeNet-1 in small, like that of the paper, with
+{plain[0]["parameters"]:,} parameters, biases included: 4 maps of 5 × 5, averaged by 2 × 2,
+12 maps of 3 × 3, 10 outputs, tanh between them. The other has 30 hidden neurons before
+the outputs and {first["parameters"]:,} parameters. The objective is the squared error summed over the outputs, with
+targets 1 and −1, mean over the images. {round(TRAIN * scale):,} training images are drawn by the
+seed; Adam at {RATE:g}, {round(EPOCHS * scale)} epochs. Settings were chosen on {HELD_OUT:,} other
+training images; the figures are on {measured}. They are {spread_over(len(hidden))}.""",
+        "Before deletion:",
+        markdown(["network", *WHAT.values()], rows),
     ]
 
 
-def _prediction(records: Sequence[dict]) -> list[str]:
-    seconds = [spread([r["seconds"][name] for r in records], ".1f") for name in PREDICTED]
+def _prediction(plain: Sequence[dict], hidden: Sequence[dict]) -> list[str]:
+    longer = [r["seconds"]["gauss-newton"] / r["seconds"]["obd"] for r in plain]
     judged = sum(f <= JUDGED + 1e-9 for f in FRACTIONS)
     return [
         f"""Weights go at once, the lowest saliency first, over all layers. Predicted is the sum of
 ½ h w² of those that went, true is the change of the training objective. Pearson's r is over
 {judged} fractions up to {JUDGED:.0%}.""",
         "![Predicted against true change of the training objective](obd-predicted.svg)",
-        _predicted(records),
-        _verdict_predicted(records),
-        f"The saliencies take {seconds[0]} s over the training images by the recursion, and "
-        f"{seconds[1]} s exactly.",
+        f"The plain network:\n\n{_predicted(plain)}",
+        _verdict_predicted(plain),
+        f"With hidden neurons:\n\n{_predicted(hidden)}",
+        _verdict_predicted(hidden),
+        f"The exact diagonal takes {spread(longer, '.0f')} times as long as the recursion on the "
+        "plain network.",
     ]
 
 
@@ -174,20 +182,23 @@ def draw(records: Sequence[dict], page: Path) -> None:
     from matplotlib.figure import Figure
 
     with rc_context({"svg.hashsalt": "secateurs", "font.size": 9}):
-        figure = Figure(figsize=(6, 3.4), layout="constrained")
-        axes = figure.add_subplot()
-        for name in PREDICTED:
-            found = [[changes(r, name, f) for f in FRACTIONS] for r in records]
-            for i, (what, style) in enumerate((("predicted", "--"), ("true", "-"))):
-                line = np.mean([[c[i] for c in own] for own in found], 0)
-                colour = f"C{PREDICTED.index(name)}"
-                axes.plot(_percent(FRACTIONS), line, style, color=colour, label=f"{name}, {what}")
-        axes.set_yscale("log")
-        axes.set_xlabel("deleted at once (%)")
-        axes.set_ylabel("change of the training objective")
+        figure = Figure(figsize=(7.4, 3.4), layout="constrained")
+        pairs = zip(FORMS, figure.subplots(1, 2, sharey=True), strict=True)
+        for form, axes in pairs:
+            own = [r for r in records if r["form"] == form]
+            for n, name in enumerate(PREDICTED):
+                found = np.array([[changes(r, name, f) for f in FRACTIONS] for r in own]).mean(0)
+                for i, (what, style) in enumerate((("predicted", "--"), ("true", "-"))):
+                    line, label = np.maximum(found[:, i], LEAST), f"{name}, {what}"
+                    axes.plot(_percent(FRACTIONS), line, style, color=f"C{n}", label=label)
+            axes.set_yscale("log")
+            axes.set_xlabel("deleted at once (%)")
+            axes.set_title("plain" if form == "plain" else "with hidden neurons", fontsize=9)
+        figure.axes[0].set_ylabel("change of the training objective")
         axes.legend(frameon=False)
         _write(figure, page.with_name(f"{page.stem}-predicted.svg"))
 
+        records = [r for r in records if r["form"] == "hidden"]
         figure = Figure(figsize=(7.4, 3.4), layout="constrained")
         for key, axes in zip(("train", "test"), figure.subplots(1, 2, sharey=True), strict=True):
             for i, name in enumerate(METHODS):

@@ -179,7 +179,7 @@ def obd_record(seed: int, rises: float) -> dict:
     at_once = (*obd.FRACTIONS, *(f for f in obd.STAGES if f > 0.6))
     names = ("obd", "magnitude", "random", "gauss-newton")
     out = {
-        "seed": seed, "validation": False, "scale": 1.0, "parameters": 5,
+        "seed": seed, "form": "hidden", "validation": False, "scale": 1.0, "parameters": 5,
         "base": {"train": 1.0, "test": 1.0, "error": 1.0},
         "seconds": dict.fromkeys(names, 1.0),
         "predicted": {name: [f * (seed + 1) for f in at_once] for name in names},
@@ -203,7 +203,8 @@ def test_what_is_said_of_obd_follows_from_its_runs():
     wanted = np.corrcoef(fractions, fractions**2)[0, 1]
     assert obd.correlation(records[0], "obd") == pytest.approx(wanted)
     assert obd.changes(records[1], "obd", 0.3) == pytest.approx((0.6, 0.09))
-    page = obd_page.document(records, "make obd")
+    plain = [{**record, "form": "plain"} for record in records]
+    page = obd_page.document(plain + records, "make obd")
     assert "`obd` up to 60% deleted in training and 60% in testing" in page
     assert "| training objective | −1.000 ± 0.707 |" in re.sub(r" +", " ", page)  # half less
 
@@ -212,7 +213,7 @@ def test_what_is_deleted_stays_away_and_the_lowest_goes_first():
     import obd_digits as obd
 
     net = obd.Pruned.__new__(obd.Pruned)
-    net.model = obd.network()
+    net.model = obd.network("plain")
     net.kept = torch.ones(len(net.weights), dtype=torch.bool)
     saliency = torch.arange(len(net.weights)).flip(0).double()
     gone = net.delete(saliency, 0.1)
