@@ -67,9 +67,10 @@ this page: figures 1 and 2 of LeCun, Denker and Solla (1990) on open data. Digit
 16 × 16 pixels. The plain network is a LeNet-1 in small, like that of the paper, with
 {plain[0]["parameters"]:,} parameters, biases included: 4 maps of 5 × 5, averaged by 2 × 2,
 12 maps of 3 × 3, 10 outputs, tanh between them. The other has 30 hidden neurons before
-the outputs and {first["parameters"]:,} parameters. The objective is the squared error summed over the outputs, with
-targets 1 and −1, mean over the images. {round(TRAIN * scale):,} training images are drawn by the
-seed; Adam at {RATE:g}, {round(EPOCHS * scale)} epochs. Settings were chosen on {HELD_OUT:,} other
+the outputs and {first["parameters"]:,} parameters. The objective is the squared error
+summed over the outputs, with targets 1 and −1, mean over the images.
+{round(TRAIN * scale):,} training images are drawn by the seed; Adam at {RATE:g},
+{round(EPOCHS * scale)} epochs. Settings were chosen on {HELD_OUT:,} other
 training images; the figures are on {measured}. They are {spread_over(len(hidden))}.""",
         "Before deletion:",
         markdown(["network", *WHAT.values()], rows),
