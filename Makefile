@@ -123,6 +123,10 @@ reproduce: correlation flops iterative criteria-versus  ## the four above: three
 reproduce-quick:  ## a small form of the four: ten minutes
 	$(MAKE) reproduce QUICK=1
 
+.PHONY: obd
+obd: $(VENV)/.test  ## Optimal Brain Damage on digits: predicted and true change, retraining
+	$(REPRODUCE) benchmarks/obd_digits.py $(WITH) --results $(RUNS)/obd.jsonl --out $(PAGES)/obd.md
+
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

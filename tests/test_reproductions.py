@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests import comparisons
@@ -159,3 +161,64 @@ def test_done_cells_are_not_run_again(tmp_path):
     assert list(read(path, Cell)) == [cell]
     [record] = run_cells(pytest.fail, [cell], path, 1, str)
     assert record["e"] == 5
+
+
+def obd_record(seed: int, rises: float) -> dict:
+    """A run in which the objective rises by so much from 60% deleted on."""
+    import obd_digits as obd
+
+    def steps(fractions, up):
+        return [
+            {
+                "fraction": f,
+                **dict.fromkeys(("train", "test", "error"), 1.0 + (up if f > 0.6 else 0.0)),
+            }
+            for f in fractions
+        ]
+
+    at_once = (*obd.FRACTIONS, *(f for f in obd.STAGES if f > 0.6))
+    names = ("obd", "magnitude", "random", "gauss-newton")
+    out = {
+        "seed": seed, "form": "hidden", "validation": False, "scale": 1.0, "parameters": 5,
+        "base": {"train": 1.0, "test": 1.0, "error": 1.0},
+        "seconds": dict.fromkeys(names, 1.0),
+        "predicted": {name: [f * (seed + 1) for f in at_once] for name in names},
+        "at_once": {
+            name: [{"fraction": f, "train": 1 + f**2, "test": 1 + f, "error": f} for f in at_once]
+            for name in names
+        },
+        "retrained": {name: steps(obd.STAGES, rises) for name in ("obd", "magnitude", "random")},
+    }  # fmt: skip
+    out["retrained"]["obd"] = steps(obd.STAGES, rises / 2)
+    out["retrained"]["dense"] = steps(obd.STAGES, 0.0)
+    return out
+
+
+def test_what_is_said_of_obd_follows_from_its_runs():
+    import obd_digits as obd
+    import obd_page
+
+    records = [obd_record(0, 1.0), obd_record(1, 3.0)]
+    fractions = np.array([f for f in obd.FRACTIONS if f <= 0.3 + 1e-9])
+    wanted = np.corrcoef(fractions, fractions**2)[0, 1]
+    assert obd.correlation(records[0], "obd") == pytest.approx(wanted)
+    assert obd.changes(records[1], "obd", 0.3) == pytest.approx((0.6, 0.09))
+    plain = [{**record, "form": "plain"} for record in records]
+    page = obd_page.document(plain + records, "make obd")
+    assert "`obd` up to 60% deleted in training and 60% in testing" in page
+    assert "| training objective | −1.000 ± 0.707 |" in re.sub(r" +", " ", page)  # half less
+
+
+def test_what_is_deleted_stays_away_and_the_lowest_goes_first():
+    import obd_digits as obd
+
+    net = obd.Pruned.__new__(obd.Pruned)
+    net.model = obd.network("plain")
+    net.kept = torch.ones(len(net.weights), dtype=torch.bool)
+    saliency = torch.arange(len(net.weights)).flip(0).double()
+    gone = net.delete(saliency, 0.1)
+    assert gone.tolist() == [*range(len(net.weights) - 1, len(net.weights) - 249, -1)]
+    again = net.delete(saliency.flip(0), 0.2)  # those that are gone count among the 20%
+    assert set(gone.tolist()) < set(again.tolist())
+    assert not net.weights[~net.kept].any()
+    assert int((~net.kept).sum()) == round(0.2 * len(net.weights))

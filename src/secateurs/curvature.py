@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .errors import DataError, DerivativeError
-from .scores import Array
 from .watch import Seen
 
 _ONCE = "torch::autograd::Error"  # what PyTorch leaves behind a function of one derivative
@@ -60,7 +59,7 @@ def take_gauss_newton(
             outputs to compute it exactly.
         DataError: the examples cannot be told apart in the output.
     """
-    output = _Output(seen)
+    output = Output(seen.output, seen.examples)
     if probes:
         signs = _signs(seeds, probes, output.matrix.shape[1])
         found = [_probe(loss, seen, output, own) for own in signs.unbind(1)]
@@ -70,59 +69,57 @@ def take_gauss_newton(
     seen.gauss_newton = {g: torch.stack([one[g] for one in found], 2) for g in groups}
 
 
-def check_bent(name: str, values: Mapping[str, Array]) -> None:
-    """Refuse scores by the Gauss-Newton form that are all zero: they rank nothing.
+def check_bent(what: str, bent: bool) -> None:
+    """Refuse second derivatives in the Gauss-Newton form that are all zero: they rank nothing.
 
     Raises:
         DerivativeError: the loss has no second derivative by the output on any example.
     """
-    if not any(own.any() for own in values.values()):
+    if not bent:
         raise DerivativeError(
-            f"criterion {name!r} is 0 for every unit: on this data, the loss is linear in the "
+            f"{what} is 0 throughout: on this data, the loss is linear in the "
             "network's output. If the network ends in log_softmax, put that in the loss "
             "(CrossEntropyLoss, not NLLLoss); or choose a criterion of first order"
         )
 
 
-class _Output:
+class Output:
     """What the model returned, as one (examples, outputs) matrix."""
 
-    def __init__(self, seen: Seen):
-        self.leaves, self.spec = pytree.tree_flatten(seen.output)
-        self.examples = seen.examples
+    def __init__(self, value: object, examples: int):
+        self.leaves, self.spec = pytree.tree_flatten(value)
+        self.examples = examples
         self.free = [
             i
             for i, leaf in enumerate(self.leaves)
             if isinstance(leaf, Tensor) and leaf.is_floating_point()
         ]
         for i in self.free:
-            if self.leaves[i].dim() == 0 or len(self.leaves[i]) != seen.examples:
+            if self.leaves[i].dim() == 0 or len(self.leaves[i]) != examples:
                 raise DataError(
                     f"the model returns a tensor of shape {tuple(self.leaves[i].shape)} for "
-                    f"{seen.examples} examples, in which they cannot be told apart"
+                    f"{examples} examples, in which they cannot be told apart"
                 )
         self.matrix = torch.cat([self.leaves[i].flatten(1) for i in self.free], 1)
 
+    def split(self, matrix: Tensor) -> dict[int, Tensor]:
+        """The matrix in the shapes of the tensors that the model returned, by their leaf."""
+        sizes = [self.leaves[i].numel() // self.examples for i in self.free]
+        parts = zip(self.free, matrix.split(sizes, 1), strict=True)
+        return {i: part.reshape(self.leaves[i].shape) for i, part in parts}
+
     def unflatten(self, matrix: Tensor) -> object:
         """The matrix in the form in which the model returned it."""
-        leaves = list(self.leaves)
-        sizes = [self.leaves[i].numel() // self.examples for i in self.free]
-        for i, part in zip(self.free, matrix.split(sizes, 1), strict=True):
-            leaves[i] = part.reshape(self.leaves[i].shape)
+        parts = self.split(matrix)
+        leaves = [parts.get(i, leaf) for i, leaf in enumerate(self.leaves)]
         return pytree.tree_unflatten(leaves, self.spec)
 
 
-def _exact(loss: Callable[[object], Tensor], seen: Seen, output: _Output) -> dict[str, Tensor]:
+def _exact(loss: Callable[[object], Tensor], seen: Seen, output: Output) -> dict[str, Tensor]:
     """Σ_k s_k (Jᵀq_k)² over the eigenvalues s_k and eigenvectors q_k of H."""
     count = output.matrix.shape[1]
-    if count > LIMIT:
-        raise DerivativeError(
-            f"the network has {count} outputs per example, too many for the exact second "
-            "derivative; estimate it, as in criterion 'obd-hutchinson'"
-        )
     point, slope = _slope(loss, output)
-    rows = [_grad(slope[:, k].sum(), [point], retain_graph=True)[0] for k in range(count)]
-    bends = torch.stack(rows, 1)  # (examples, outputs, outputs)
+    bends = hessian(point, slope)
     values, vectors = torch.linalg.eigh(bends.to(torch.promote_types(bends.dtype, torch.float32)))
     size = values.abs().amax()
     out: dict[str, Tensor] = {}
@@ -143,7 +140,7 @@ def _signs(seeds: Sequence[int], probes: int, outputs: int) -> Tensor:
 
 
 def _probe(
-    loss: Callable[[object], Tensor], seen: Seen, output: _Output, signs: Tensor
+    loss: Callable[[object], Tensor], seen: Seen, output: Output, signs: Tensor
 ) -> dict[str, Tensor]:
     """(Jᵀr)_i (JᵀHr)_i for one vector r of random signs per example."""
     point, slope = _slope(loss, output)
@@ -153,14 +150,43 @@ def _probe(
     return {group: left[group] * right[group] for group in left}
 
 
-def _slope(loss: Callable[[object], Tensor], output: _Output) -> tuple[Tensor, Tensor]:
+def _slope(loss: Callable[[object], Tensor], output: Output) -> tuple[Tensor, Tensor]:
     """A point of its own at the output, and the derivative of the loss there."""
     point = output.matrix.detach().requires_grad_()
-    total = _twice(loss(output.unflatten(point)))
-    return point, _grad(total, [point], create_graph=True)[0]
+    return point, slope_at(point, loss(output.unflatten(point)))
 
 
-def _pulled(seen: Seen, output: _Output, rows: Tensor) -> dict[str, Tensor]:
+def slope_at(point: Tensor, total: Tensor) -> Tensor:
+    """∂C/∂y at the output, (examples, outputs), as part of a graph.
+
+    Raises:
+        DerivativeError: the loss cannot be differentiated (twice) by the output.
+    """
+    return _grad(_twice(total), [point], create_graph=True)[0]
+
+
+def hessian(point: Tensor, slope: Tensor) -> Tensor:
+    """∂²C_n/∂y_i∂y_j at the output of each example, (examples, outputs, outputs).
+
+    Raises:
+        DerivativeError: there are too many outputs to hold it.
+    """
+    return torch.stack(list(hessian_rows(point, slope)), 1)
+
+
+def hessian_rows(point: Tensor, slope: Tensor) -> Iterator[Tensor]:
+    """The same, a row (examples, outputs) at a time."""
+    count = point.shape[1]
+    if count > LIMIT:
+        raise DerivativeError(
+            f"the network has {count} outputs per example, too many for the exact second "
+            "derivative; estimate it, as in criterion 'obd-hutchinson'"
+        )
+    for k in range(count):
+        yield _grad(slope[:, k].sum(), [point], retain_graph=True)[0]
+
+
+def _pulled(seen: Seen, output: Output, rows: Tensor) -> dict[str, Tensor]:
     """Group -> Jᵀ times one (examples, outputs) matrix, (examples, units)."""
     gates = [gate for _, gate in seen.gates]
     return _by_group(seen, _grad(output.matrix, gates, rows, retain_graph=True))
@@ -183,7 +209,7 @@ def _grad(
     retain_graph: bool | None = None,
 ) -> list[Tensor]:
     if not value.requires_grad:
-        raise DerivativeError("the loss does not depend on the gates of any group")
+        raise DerivativeError("the loss does not depend on the network, or is detached from it")
     try:
         found = torch.autograd.grad(
             value,

@@ -116,7 +116,7 @@ def score(
         states = {n: functools.reduce(found.merge, (o[n] for o in others), first[n]) for n in first}
     values = {name: _checked(found, infos[name], found.score(s)) for name, s in states.items()}
     if "gauss_newton" in found.needs:
-        check_bent(found.name, values)
+        check_bent(f"criterion {found.name!r}", any(own.any() for own in values.values()))
     error = _errors(found, infos, states)
     places = {name: place for name, place in places.items() if name in values}
     return Scores(values, found.name, run.examples, run.assumed, unscored, places, error)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..batches import Loss, Objective
 from ..errors import ConfigError, DataError, NotFiniteError, nearest
+from .curvature import gauss_newton_diagonal, obd_diagonal
 from .derivatives import mean_gradient, parameters_of
 
 Named: TypeAlias = dict[str, Tensor]
@@ -145,6 +146,17 @@ class _ByGradient(Weighed):
         return mean_gradient(model, names, batches, **by)
 
 
+class _ByCurvature(Weighed):
+    """`s = ½ h w²`, with h = ∂²C/∂w² in one form or another."""
+
+    @property
+    def needs(self) -> str:
+        return "curvature"
+
+    def each(self, weight: Tensor, measured: Tensor) -> Tensor:
+        return measured * weight.square() / 2
+
+
 @dataclass(frozen=True)
 class Magnitude(_ByWeights):
     """`s = |w|`.
@@ -190,6 +202,54 @@ class Taylor(_ByGradient):
 
     def each(self, weight: Tensor, measured: Tensor) -> Tensor:
         return (weight * measured).abs()
+
+
+@dataclass(frozen=True)
+class Obd(_ByCurvature):
+    """`s = ½ h w²`, with h = ∂²C/∂w² of the mean loss by the recursion, `obd_diagonal`.
+
+    How much the loss rises without the weight, to second order at a minimum of the loss, where the
+    gradient is zero, with the weights taken one at a time.
+
+    Source: LeCun, Denker, Solla, Optimal Brain Damage (1990), equation 5 and section 2.2.
+
+    >>> net = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[-3.0, 2.0]]))
+    >>> data = [(torch.tensor([[1.0, 5.0]]), None)]
+    >>> found = Obd().of(net, ["weight"], data, loss=lambda output, _: output.square().sum(1))
+    >>> found["weight"].tolist()  # C = (w·x)²
+    [[9.0, 100.0]]
+    """
+
+    @property
+    def name(self) -> str:
+        return "obd"
+
+    def measure(
+        self, model: nn.Module, names: list[str], batches: Iterable[Any], **by: Any
+    ) -> Named:
+        return obd_diagonal(model, names, batches, **by)
+
+
+@dataclass(frozen=True)
+class GaussNewton(_ByCurvature):
+    """The same with the exact diagonal of the Gauss-Newton matrix, `gauss_newton_diagonal`.
+
+    It follows the second derivatives by two units at a time, which the recursion drops, and goes
+    through any operation; it costs a backward pass per example and output.
+
+    >>> GaussNewton().name, GaussNewton().needs
+    ('gauss-newton', 'curvature')
+    """
+
+    @property
+    def name(self) -> str:
+        return "gauss-newton"
+
+    def measure(
+        self, model: nn.Module, names: list[str], batches: Iterable[Any], **by: Any
+    ) -> Named:
+        return gauss_newton_diagonal(model, names, batches, **by)
 
 
 @dataclass(frozen=True)
@@ -251,7 +311,13 @@ class Own(_ByGradient):
         return self.function(weight, measured)
 
 
-_ALL: tuple[Saliency, ...] = (Magnitude(), Taylor(), Random())
+_ALL: tuple[Saliency, ...] = (
+    Magnitude(),
+    Taylor(),
+    Obd(),
+    GaussNewton(),
+    Random(),
+)
 
 SALIENCIES: dict[str, Saliency] = {saliency.name: saliency for saliency in _ALL}
 
