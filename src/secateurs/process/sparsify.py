@@ -329,7 +329,7 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
         self.masks = masks.to(self.trainer.device)
         del self.history[length:]
         self.losses, self.changes = [], []
-        return True
+        return length > 1  # before that, there is nothing to keep
 
     # ------------------------------------------------------------------ checkpoints
     def load(self, directory: Path) -> MaskCheckpoint:
