@@ -282,8 +282,8 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
 
     def _terms(self, found: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
         """What makes the saliencies of layers comparable: their mean and deviation, or nothing."""
-        by = self.options.normalize or ("none" if self.saliency.needs else "standard")
-        if by == "none":
+        by = self.options.normalize
+        if by == "none" or (by == "auto" and self.saliency.needs):
             return dict.fromkeys(layers_of(found), (0.0, 1.0))
         if self.options.statistics == "now":
             return statistics(found)
