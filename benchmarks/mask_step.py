@@ -7,7 +7,7 @@ import time
 
 import torch
 from torch import nn
-from vision import torchvision
+from vision import torchvision_models
 
 import secateurs as sc
 from lenet import LeNet5
@@ -56,7 +56,7 @@ def main() -> None:
     nets = {
         "LeNet-5, batch 64": (LeNet5, (64, 1, 28, 28), 100),
         "ResNet-18, batch 16 of 64²": (
-            lambda: torchvision.models.resnet18(num_classes=10), (16, 3, 64, 64), 20,
+            lambda: torchvision_models().resnet18(num_classes=10), (16, 3, 64, 64), 20,
         ),
     }  # fmt: skip
     rows = []

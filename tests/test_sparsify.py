@@ -161,6 +161,20 @@ def test_masks_change_with_the_chance_of_the_paper():
     assert sum(i < 200 for i in looks) > len(looks) / 2
 
 
+def test_weights_that_share_a_mask_are_kept_together():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), torch.randn(16, 8)
+    masks = Masks.full(model)
+    masks.share("2.weight", "0.weight")
+    result = sc.sparsify(
+        model, x, train=[(x, x)], loss=nn.MSELoss(), compression=2, masks=masks, **QUICK
+    )
+    assert result.masks["0.weight"] is result.masks["2.weight"]
+    assert 0 < result.masks.kept <= 72
+    changes = [c for record in result.history for c in record["changes"]]
+    assert 144 - sum(c["pruned"] - c["spliced"] for c in changes) == result.masks.kept
+
+
 def test_a_user_may_bring_a_saliency_of_their_own():
     seen = []
 

@@ -246,12 +246,7 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
                 for name in pool.names
             }
             new |= pool.rule.choose(stand, terms, pool.done(update, options.schedule))
-        pruned = spliced = 0
-        for name, mask in new.items():
-            before = self.masks[name]
-            pruned += int((before & ~mask).sum())
-            spliced += int((mask & ~before).sum())
-            self.masks.set(name, mask)
+        pruned, spliced = self._put(new)
         kept = self.masks.kept_by_layer()
         self.changes.append(
             {
@@ -262,6 +257,18 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
                 "layers": kept,
             }
         )
+
+    def _put(self, new: dict[str, Tensor]) -> tuple[int, int]:
+        """Put masks in place; what shares one is kept where all keep it. How many go and come."""
+        old = {name: self.masks[name] for name in new}
+        agreed: dict[int, Tensor] = {}
+        for name, mask in new.items():
+            agreed[id(old[name])] = agreed.get(id(old[name]), mask) & mask
+        for name in new:
+            self.masks.set(name, agreed[id(old[name])])
+        pairs = [(old[name], self.masks[name]) for name in new]
+        gone = sum(int((before & ~after).sum()) for before, after in pairs)
+        return gone, sum(int((after & ~before).sum()) for before, after in pairs)
 
     def _saliencies(self, names: list[str]) -> dict[str, Tensor]:
         """Of the dense weights, in the masked network."""
