@@ -24,7 +24,7 @@ from .mask_checkpoint import MaskCheckpoint
 from .options import SparsifyOptions, validated
 from .run import Callback, Evaluate, Hooks, Run
 from .sparsify_result import SparsifyResult
-from .stream import seed_everything
+from .stream import seed_update
 from .training import OptimizerFactory, SchedulerFactory
 
 log = logging.getLogger("secateurs")
@@ -214,7 +214,8 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
     def _before_update(self) -> bool:
         if self.asked():
             return False
-        seed_everything(self.options.seed, 2, self.update)  # so that every update is a safe point
+        # so that every update is a safe point
+        seed_update(self.trainer.device, self.options.seed, 2, self.update)
         since = self.update - self.options.warmup
         pools = [pool for pool in self.pools if self._due(pool, since)]
         if pools:
