@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .NOTPARALLEL:
 .PHONY: help demo compare-demo test test-browser check docs pictures format train soak fuzz \
 	bench-cut bench-oracle bench-score bench-workers bench-lenet bench-report bench-sparse export-zoo \
-	versus vgg clean bench-dead
+	versus vgg clean bench-dead bench-masks
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ bench-oracle: $(VENV)/.test  ## time the exact oracle against one forward per un
 bench-dead: $(VENV)/.test  ## thin a LeNet-5 to 1% of its weights, and time it without its dead units
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/dead_units.py \
 		--out docs/results/dead-units.md
+
+bench-masks: $(VENV)/.test  ## time a training step with masks against a plain one
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/mask_step.py
 
 bench-lenet: $(VENV)/.runtime  ## the demo's error and latency at 20% and 10% of the MACs, 3 seeds
 	PYTHONPATH=examples/mnist $(BIN)/python benchmarks/lenet_seeds.py
