@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .NOTPARALLEL:
 .PHONY: help demo compare-demo test test-browser check docs pictures format train soak fuzz \
 	bench-cut bench-oracle bench-score bench-workers bench-lenet bench-report bench-sparse export-zoo \
-	versus vgg clean bench-dead bench-masks
+	versus vgg clean bench-dead bench-masks sparsify-zoo
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,10 @@ bench-oracle: $(VENV)/.test  ## time the exact oracle against one forward per un
 bench-dead: $(VENV)/.test  ## thin a LeNet-5 to 1% of its weights, and time it without its dead units
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/dead_units.py \
 		--out docs/results/dead-units.md
+
+sparsify-zoo: $(VENV)/.test  ## dynamic network surgery on 24 networks: masks, dead units, sparse files
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/sparsify_zoo.py \
+		--out docs/results/sparsify-zoo.md
 
 bench-masks: $(VENV)/.test  ## time a training step with masks against a plain one
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/mask_step.py
