@@ -188,9 +188,10 @@ class _Walk:
         leaves, spec = pytree.tree_flatten(call)
         told = [(t.shape, t.dtype) if isinstance(t, Tensor) else repr(t) for t in leaves]
         key = (str(spec), *told)  # a recording bakes in all that is no tensor
-        if key not in self._recordings:
-            self._recordings[key] = record(self._model, call, supported)
-        self.program = self._recordings[key]
+        program = self._recordings.get(key)
+        if program is None or program.looks:  # other values may take another way through the code
+            program = self._recordings[key] = record(self._model, call, supported)
+        self.program = program
         tensors = model_tensors(self._model)
         paths = {id(tensors[path]): ident for path, ident in self.program.tensors.items()}
         self.idents = {name: paths[id(p)] for name, p in self._own.items() if id(p) in paths}
