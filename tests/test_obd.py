@@ -365,6 +365,27 @@ def test_each_batch_takes_its_own_way() -> None:
         assert torch.equal(found[f"{way}.bias"], torch.ones(3).double())
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.lstm(x)[0][:, -1])
+
+
+def test_gauss_newton_of_an_lstm_in_single_precision() -> None:
+    torch.manual_seed(0)
+    net, x, target = Recurrent(), torch.randn(3, 5, 3), torch.randn(3, 2)
+    single = gauss_newton_diagonal(net, names(net), [(x, target)], loss=squared_error)
+    data = [(x.double(), target.double())]
+    exact = gauss_newton_diagonal(net.double(), names(net), data, loss=squared_error)
+    assert all(own.any() for own in exact.values())
+    assert deviation({name: own.double() for name, own in single.items()}, exact) < 1e-5
+    wanted = naive_gauss_newton(net, *data[0], squared_error)
+    close(exact, wanted, 1e-10)
+
+
 # ---------------------------------------------------------------------- forms of data, refusals
 @pytest.mark.parametrize("diagonal", [obd_diagonal, gauss_newton_diagonal])
 def test_all_forms_of_a_loss_agree(diagonal: Callable[..., Named]) -> None:
