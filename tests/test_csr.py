@@ -90,6 +90,41 @@ def test_a_shared_layer_stays_shared_and_others_are_left_alone() -> None:
     torch.testing.assert_close(fast(x), model(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_layer_without_a_form_here_is_left_dense(dtype: torch.dtype) -> None:
+    model = sparse(nn.Sequential(nn.Linear(6, 6))).to(dtype)
+    x = torch.randn(2, 6, dtype=dtype)
+    fast = sc.to_csr(model, x, gain=0)
+    torch.testing.assert_close(fast(x), model(x))
+
+
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(2, 3, 2), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(input=self.conv(input=x))
+
+
+def test_layers_may_be_called_by_name_and_on_nothing() -> None:
+    model, x = sparse(ByName(), 0.5), torch.randn(2, 2, 4, 5, dtype=torch.float64)
+    fast = sc.to_csr(model, x, gain=0)
+    assert not any(isinstance(layer, (nn.Linear, nn.Conv2d)) for layer in fast.modules())
+    torch.testing.assert_close(fast(x), model(x))
+    assert fast(x[:0]).shape == model(x[:0]).shape == (0, 3, 3, 5)
+
+
+def test_what_reads_the_weights_of_its_layers_keeps_them() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = sparse(nn.Sequential(layer, nn.Linear(8, 4)), 0.5)
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    fast = sc.to_csr(model, x, gain=0)
+    assert type(fast[0].linear1) is type(fast[0].linear2) is nn.Linear
+    assert type(fast[1]) is not nn.Linear
+    torch.testing.assert_close(fast(x), model(x))
+
+
 class ReadsWeights(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -345,6 +345,47 @@ def test_gauss_newton_of_a_model_that_looks_at_values() -> None:
     close(found, naive_gauss_newton(net, x, target, squared_error), 1e-10)
 
 
+class TwoWays(nn.Module):
+    """Positive batches take one way, others the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) if x.mean() > 0 else self.b(x)
+
+
+def test_each_batch_takes_its_own_way() -> None:
+    net, x, target = TwoWays().double(), torch.rand(5, 4).double(), torch.zeros(5, 3).double()
+    found = obd_diagonal(net, names(net), [(x, target), (-x, target)], loss=squared_error)
+    wanted = (2 * x.square()).mean(0).expand(3, 4) / 2  # half of the examples go each way
+    for way in ("a", "b"):
+        assert torch.allclose(found[f"{way}.weight"], wanted, rtol=1e-12)
+        assert torch.equal(found[f"{way}.bias"], torch.ones(3).double())
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.lstm(x)[0][:, -1])
+
+
+def test_gauss_newton_of_an_lstm_in_single_precision() -> None:
+    torch.manual_seed(0)
+    net, x, target = Recurrent(), torch.randn(3, 5, 3), torch.randn(3, 2)
+    single = gauss_newton_diagonal(net, names(net), [(x, target)], loss=squared_error)
+    data = [(x.double(), target.double())]
+    exact = gauss_newton_diagonal(net.double(), names(net), data, loss=squared_error)
+    assert all(own.any() for own in exact.values())
+    assert deviation({name: own.double() for name, own in single.items()}, exact) < 1e-5
+    wanted = naive_gauss_newton(net, *data[0], squared_error)
+    close(exact, wanted, 1e-10)
+
+
 # ---------------------------------------------------------------------- forms of data, refusals
 @pytest.mark.parametrize("diagonal", [obd_diagonal, gauss_newton_diagonal])
 def test_all_forms_of_a_loss_agree(diagonal: Callable[..., Named]) -> None:

@@ -126,9 +126,9 @@ def save(
             zero. `load` reads it as any other; other programs read it by its documented layout.
         values: in a sparse file, 'exact': every bit as it is; or, with loss, 'int8': 8 bits on a
             line between a tensor's lowest and highest value (off by at most 1/510 of their
-            difference); or 'codebook': at most 64 shared values a tensor, by k-means (Han et al.
-            2016, Deep Compression), or 8 bits where those are shorter. Both touch tensors of two
-            or more axes only.
+            difference, plus the rounding of the dtype); or 'codebook': at most 64 shared values a
+            tensor, by k-means (Han et al. 2016, Deep Compression), or 8 bits where those are
+            shorter. Both touch tensors of two or more axes only.
 
     Returns:
         The directory.

@@ -19,6 +19,7 @@ from ..trace.record import as_call, evaluating, modules_of
 M = TypeVar("M", bound=nn.Module)
 
 _CLOSE = 1e-4  # of the largest output: float32 sums in another order
+_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)  # of the weights of their layers
 
 
 def to_csr(model: M, example_inputs: Any, *, gain: float = 1.2) -> M:
@@ -27,6 +28,8 @@ def to_csr(model: M, example_inputs: Any, *, gain: float = 1.2) -> M:
     Every `nn.Linear` and ungrouped `nn.Conv2d` is timed against its CSR form, in turns, on what it
     gets when the model runs on these inputs, with this number of threads; it is replaced if its
     CSR form is faster. What wins at one batch size may lose at another: give the inputs that count.
+    Left dense is what has no CSR form here, such as a layer of 16-bit floats, and what lies in an
+    `nn.MultiheadAttention` or `nn.TransformerEncoderLayer`, which read their layers' weights.
     The result is for inference, and is not saved: save the dense one, with `sparse=True`.
 
     Args:
@@ -53,7 +56,9 @@ def to_csr(model: M, example_inputs: Any, *, gain: float = 1.2) -> M:
     wanted, seen = _run(model, example_inputs)
     swapped: dict[int, nn.Module] = {}
     for layer, inputs in seen.values():
-        form = _Linear(layer) if isinstance(layer, nn.Linear) else _Conv2d(layer)
+        form = _form(layer, inputs)
+        if form is None:
+            continue
         old, new = latency([layer, form], (inputs,), rounds=5, seconds=0.01)
         form.faster = old.median / new.median
         if form.faster > gain:
@@ -75,10 +80,12 @@ def _run(
     """The outputs, and each layer that could be replaced with what it got."""
     seen: dict[int, tuple[Any, Tensor]] = {}
 
-    def see(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen[id(layer)] = layer, args[0].detach()
+    def see(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        seen[id(layer)] = layer, (args[0] if args else kwargs["input"]).detach()
 
-    handles = [m.register_forward_pre_hook(see) for m in model.modules() if _fits(m)]
+    inside = {child for m in model.modules() if isinstance(m, _READERS) for child in m.modules()}
+    layers = [m for m in model.modules() if _fits(m) and m not in inside]
+    handles = [m.register_forward_pre_hook(see, with_kwargs=True) for m in layers]
     try:
         return _outputs(model, example_inputs), seen
     except Exception as error:
@@ -94,6 +101,17 @@ def _fits(module: nn.Module) -> bool:
     if type(module) is nn.Conv2d:
         return module.groups == 1 and module.padding_mode == "zeros" and module.padding != "same"
     return type(module) is nn.Linear
+
+
+def _form(layer: Any, inputs: Tensor) -> _Rows | None:
+    """The layer in compressed rows, if it runs on these inputs."""
+    try:
+        form = _Linear(layer) if isinstance(layer, nn.Linear) else _Conv2d(layer)
+        with torch.no_grad():
+            form(inputs)
+    except RuntimeError:  # such as of a dtype without a sparse product
+        return None
+    return form
 
 
 def _outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
@@ -147,9 +165,10 @@ class _Rows(nn.Module):
 
 
 class _Linear(_Rows):
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        return self.columns(flat.t()).t().reshape(*x.shape[:-1], -1).contiguous()
+    def forward(self, input: Tensor) -> Tensor:
+        flat = input.reshape(-1, input.shape[-1])
+        out = self.columns(flat.t()).t()
+        return out.reshape(*input.shape[:-1], len(self.bias)).contiguous()
 
 
 class _Conv2d(_Rows):
@@ -160,12 +179,13 @@ class _Conv2d(_Rows):
         padding = (0, 0) if isinstance(layer.padding, str) else layer.padding
         self._kernel = layer.kernel_size, layer.dilation, padding, layer.stride
 
-    def forward(self, x: Tensor) -> Tensor:
-        images = x if x.dim() == 4 else x[None]
+    def forward(self, input: Tensor) -> Tensor:
+        images = input if input.dim() == 4 else input[None]
         patches = F.unfold(images, *self._kernel).transpose(0, 1)
-        out = self.columns(patches.flatten(1)).reshape(-1, *patches.shape[1:]).transpose(0, 1)
-        out = out.reshape(len(images), -1, *map(self._size, (0, 1), images.shape[2:])).contiguous()
-        return out if x.dim() == 4 else out[0]
+        channels, sizes = len(self.bias), map(self._size, (0, 1), images.shape[2:])
+        out = self.columns(patches.flatten(1)).reshape(channels, *patches.shape[1:])
+        out = out.transpose(0, 1).reshape(len(images), channels, *sizes).contiguous()
+        return out if input.dim() == 4 else out[0]
 
     def _size(self, dim: int, size: int) -> int:
         kernel, dilation, padding, stride = (pair[dim] for pair in self._kernel)

@@ -8,7 +8,9 @@ Gauss-Newton matrix, at one backward pass per output of the network and example.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -126,7 +128,7 @@ def gauss_newton_diagonal(
     own = parameters_of(model, names)
     total = {name: torch.zeros_like(p) for name, p in own.items()}
     seen, bent = 0, False
-    with evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad(), _differentiable(model):
         for batch, examples in examples_of(model, batches):
             tap = _Tap(model, model, examples)
             value, _ = total_loss(loss_of(tap, batch, loss, objective), examples)
@@ -188,9 +190,10 @@ class _Walk:
         leaves, spec = pytree.tree_flatten(call)
         told = [(t.shape, t.dtype) if isinstance(t, Tensor) else repr(t) for t in leaves]
         key = (str(spec), *told)  # a recording bakes in all that is no tensor
-        if key not in self._recordings:
-            self._recordings[key] = record(self._model, call, supported)
-        self.program = self._recordings[key]
+        program = self._recordings.get(key)
+        if program is None or program.looks:  # other values may take another way through the code
+            program = self._recordings[key] = record(self._model, call, supported)
+        self.program = program
         tensors = model_tensors(self._model)
         paths = {id(tensors[path]): ident for path, ident in self.program.tensors.items()}
         self.idents = {name: paths[id(p)] for name, p in self._own.items() if id(p) in paths}
@@ -245,6 +248,18 @@ def _add(bends: dict[int, Tensor], ident: int, bend: Tensor) -> None:
 
 
 # ---------------------------------------------------------------------- exact
+@contextmanager
+def _differentiable(model: nn.Module) -> Iterator[None]:
+    """Inside, an LSTM does without oneDNN, whose backward pass fails under `torch.func`."""
+    if not any(isinstance(module, nn.LSTM) for module in model.modules()):
+        yield  # convolutions are faster with it
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TF32 acceleration")  # which nobody asked for
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+
+
 def _roots(bends: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (examples, k) and eigenvectors (examples, k, outputs), without what is zero."""
     wide = bends.to(torch.promote_types(bends.dtype, torch.float32))

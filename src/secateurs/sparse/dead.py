@@ -34,8 +34,8 @@ class DeadUnits:
             readers' (no output follows it).
         kept: group -> unit -> why this dead unit stays.
         plan: takes `removed` out.
-        shifts: tensor path -> what is added to a bias (or subtracted from a running mean) to make
-            up for the constants, in the shape that the tensor has before the cut, float64.
+        shifts: tensor path -> what is added to a bias or to a running mean to make up for the
+            constants, in the shape that the tensor has before the cut, float64.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
