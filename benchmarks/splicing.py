@@ -1,0 +1,243 @@
+"""Dynamic network surgery on MNIST: LeNet-5 and LeNet-300-100, with and without splicing.
+
+Source: Guo, Yao, Chen, Dynamic Network Surgery for Efficient DNNs (2016), section 3 and tables 1, 2.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+import typer
+from cells import SEEDS, called, run_cells, train_bases
+from splicing_page import document
+from tasks import TASKS
+from torch import nn
+
+import secateurs as sc
+from secateurs.atomic import write_text
+from secateurs.sparse.masks import Masks
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is sparsified; chosen on held-out training images.
+
+    Attributes:
+        updates: weight updates in all.
+        lr, decay: first rate, and weight decay.
+        clip: the largest norm of a gradient, which reaches what is pruned too.
+        hold: the part of the updates before the rate falls along a cosine.
+        first: compression after a first stage, and its part of the updates. Dead units are then
+            removed, which makes the second stage cheaper. None: one stage.
+        options: of `sc.sparsify`, for each stage.
+    """
+
+    updates: int
+    lr: float
+    decay: float
+    clip: float
+    hold: float
+    first: tuple[float, float] | None
+    options: dict[str, Any]
+
+
+RECIPES = {
+    "lenet5": Recipe(
+        updates=12_000,
+        lr=0.01,
+        decay=5e-4,
+        clip=1.0,
+        hold=0.6,
+        first=(30, 0.15),
+        options={"normalize": "none", "ramp": 0.6, "stop": 0.8, "precision": "bf16"},
+    ),
+    "lenet-300-100": Recipe(
+        updates=20_000,
+        lr=0.02,
+        decay=1e-3,
+        clip=1.0,
+        hold=0.5,
+        first=None,
+        options={"normalize": "none", "ramp": 0.5, "stop": 0.75},
+    ),
+}
+COMPRESSIONS = {"lenet5": (108.0, 300.0), "lenet-300-100": (56.0, 80.0)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run; compression 1 is the dense network, trained on for as many updates."""
+
+    net: str
+    compression: float
+    splice: bool
+    seed: int
+    scale: float = 1.0
+    validation: bool = False
+
+
+class ClippedSGD(torch.optim.SGD):
+    """SGD on gradients of a limited norm."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], clip: float, **options: Any):
+        super().__init__(parameters, momentum=0.9, nesterov=True, **options)
+        self.clip = clip
+
+    def step(self, closure: Any = None) -> Any:
+        own = [p for group in self.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(own, self.clip)
+        return super().step(closure)
+
+
+def run(cell: Cell) -> tuple[Cell, dict]:
+    """Sparsify a base network, and read the error once."""
+    task, recipe, started = TASKS[cell.net], RECIPES[cell.net], time.perf_counter()
+    train, test = task.data(cell.validation)
+    base = task.trained(cell.seed, cell.validation)
+    example = train.standardised(slice(1))
+    updates = round(recipe.updates * cell.scale)
+    model = base.to(memory_format=torch.channels_last)
+    total = Masks.full(base).total
+    for stage in stages(recipe, cell.compression):
+        masks = Masks.from_zeros(model)
+        result = sc.sparsify(
+            model,
+            example,
+            train=train,
+            loss=nn.CrossEntropyLoss(),
+            compression=max(1.0, stage.compression * masks.total / total),
+            masks=masks,
+            splice=cell.splice,
+            updates=round(updates * (stage.end - stage.begin)),
+            optimizer=lambda parameters: ClippedSGD(
+                parameters, recipe.clip, lr=recipe.lr, weight_decay=recipe.decay
+            ),
+            scheduler=partial(falling, stage=stage, hold=recipe.hold),
+            evaluate_every=updates,
+            device="cpu",
+            seed=cell.seed,
+            progress=False,
+            **recipe.options,
+        )
+        dense = cell.compression == 1
+        model = result.model if dense else sc.remove_dead(result.model, example)
+    kept = Masks.from_zeros(model)
+    return cell, {
+        "base": test.error(base),
+        "error": test.error(model),
+        "total": total,
+        "kept": kept.kept,
+        "layers": shares(kept, base),
+        "units": {name: len(p) for name, p in model.named_parameters() if p.dim() > 1},
+        "updates": updates,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Which compression is reached, in which part of the updates."""
+
+    compression: float
+    begin: float
+    end: float
+
+
+def stages(recipe: Recipe, compression: float) -> list[Stage]:
+    """One, or a short first one that makes the second cheaper."""
+    if recipe.first is None or compression <= recipe.first[0]:
+        return [Stage(compression, 0, 1)]
+    reached, part = recipe.first
+    return [Stage(reached, 0, part), Stage(compression, part, 1)]
+
+
+def falling(
+    optimizer: torch.optim.Optimizer, updates: int, stage: Stage, hold: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The rate holds, and then falls to nothing along a cosine, over all stages."""
+
+    def factor(update: int) -> float:
+        done = stage.begin + (stage.end - stage.begin) * min(update / max(updates, 1), 1)
+        return 0.5 + 0.5 * math.cos(math.pi * max(done - hold, 0) / (1 - hold))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def shares(kept: Masks, base: nn.Module) -> dict[str, float]:
+    """Layer -> the fraction of its weights, without biases, that is left."""
+    return {
+        name.removesuffix(".weight"): int(kept[name].sum()) / p.numel()
+        for name, p in base.named_parameters()
+        if p.dim() > 1
+    }
+
+
+def cells(nets: Iterable[str], seeds: int, scale: float, validation: bool) -> list[Cell]:
+    """Everything on the page, what matters most first."""
+    out = []
+    for net in nets:
+        some, far = COMPRESSIONS[net]
+        kinds = [(some, True), (far, True), (far, False), (1.0, True), (some, False)]
+        out += [
+            Cell(net, compression, splice, seed, scale, validation)
+            for (compression, splice), seed in product(kinds, range(seeds))
+        ]
+    return out
+
+
+def line(record: dict) -> str:
+    """What is printed of a run."""
+    ratio = record["total"] / record["kept"]
+    return (
+        f"{record['net']} {record['compression']:g}x splice={record['splice']} "
+        f"seed {record['seed']}: {record['base']:.2f} -> {record['error']:.2f}% "
+        f"at {ratio:.1f}x, {record['seconds']:.0f} s"
+    )
+
+
+def told(recipe: Recipe) -> str:
+    """The recipe in words."""
+    options = ", ".join(f"{name}={value!r}" for name, value in recipe.options.items())
+    first = ""
+    if recipe.first is not None:
+        first = (
+            f" The first {recipe.first[1]:.0%} of the updates go to {recipe.first[0]:g}x; dead "
+            "units are then removed."
+        )
+    return (
+        f"SGD with Nesterov momentum 0.9, rate {recipe.lr:g} and from {recipe.hold:.0%} of the "
+        f"updates on along a cosine to 0, weight decay {recipe.decay:g}, gradients clipped at norm "
+        f"{recipe.clip:g}; `sc.sparsify` with {options}.{first}"
+    )
+
+
+def main(
+    quick: bool = typer.Option(False, help="LeNet-300-100, one seed, a tenth of the updates."),
+    seeds: int = typer.Option(SEEDS, help="Seeds, from 0, each with its own base network."),
+    jobs: int = typer.Option(2, help="Processes, of one thread each."),
+    net: list[str] = typer.Option(list(RECIPES), help="Which networks."),
+    validation: bool = typer.Option(False, help="Train without, and judge on, held-out images."),
+    results: str = typer.Option("runs/splicing.jsonl", help="A line a finished run; resumed."),
+    out: str = typer.Option("", help="The page to write; it is printed in any case."),
+) -> None:
+    """Run what is missing, and make the page."""
+    nets, seeds, scale = (["lenet-300-100"], 1, 0.1) if quick else (net, seeds, 1.0)
+    todo = cells(nets, seeds, scale, validation)
+    train_bases(((name, seed, validation) for name, seed in product(nets, range(seeds))), jobs)
+    records = run_cells(run, todo, results, jobs, line)
+    recipes = {name: told(RECIPES[name]) for name in nets}
+    page = document(records, called("splicing", quick, seeds), recipes)
+    print(page)
+    if out:
+        write_text(out, page)
+
+
+if __name__ == "__main__":
+    typer.run(main)
