@@ -16,6 +16,7 @@ from .oracle_result import Oracle
 from .plan import Plan
 from .score import score
 from .scores import Scores
+from .sparse.masks import Masks
 from .surgery.apply import apply
 from .surgery.delete import delete_channels
 from .version import __version__ as __version__
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from .compare.run import compare, sensitivity
     from .process.greedy import prune
     from .process.result import PruneResult
+    from .process.sparsify import sparsify
+    from .process.sparsify_result import SparsifyResult
 
 __all__ = [
     "Comparison",
@@ -36,11 +39,13 @@ __all__ = [
     "Frozen",
     "Graph",
     "Group",
+    "Masks",
     "Oracle",
     "Plan",
     "Proof",
     "PruneResult",
     "Scores",
+    "SparsifyResult",
     "apply",
     "compare",
     "delete_channels",
@@ -52,6 +57,7 @@ __all__ = [
     "save",
     "score",
     "sensitivity",
+    "sparsify",
     "trace",
     "verify",
 ]
@@ -61,9 +67,11 @@ __all__ = [
 _LATER = {
     "Comparison": ".compare.comparison",
     "PruneResult": ".process.result",
+    "SparsifyResult": ".process.sparsify_result",
     "compare": ".compare.run",
     "prune": ".process.greedy",
     "sensitivity": ".compare.run",
+    "sparsify": ".process.sparsify",
 }
 
 

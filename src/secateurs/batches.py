@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .errors import DataError
+from .errors import DataError, NotFiniteError
 from .trace.record import as_call
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -48,6 +48,27 @@ def loss_of(model: Any, batch: Any, loss: Loss | None, objective: Objective | No
         )
     args, kwargs = as_call(batch[0])
     return loss(model(*args, **kwargs), batch[1])
+
+
+def total_loss(value: Any, examples: int) -> tuple[Tensor, str]:
+    """The sum over examples of a loss, and how it was read.
+
+    Raises:
+        DataError: it is no tensor, or of another shape.
+        NotFiniteError: it is NaN or infinite.
+    """
+    if not isinstance(value, Tensor):
+        raise DataError(f"the loss must be a tensor, not {type(value).__name__}")
+    if not bool(torch.isfinite(value).all()):
+        raise NotFiniteError("the loss is not finite (NaN or infinite); scores mean nothing")
+    if value.dim() == 0:
+        return value * examples, "a scalar loss, read as the mean over examples"
+    if value.numel() == examples:
+        return value.sum(), "one loss per example"
+    raise DataError(
+        f"the loss has shape {tuple(value.shape)}: return one value per example, ({examples},), "
+        "or the scalar mean over examples"
+    )
 
 
 def example_seeds(batch: Any, examples: int, seed: int) -> list[int]:

@@ -22,6 +22,10 @@ class MendError(SecateursError):
     """An integer in the model fixes a size that a plan changes, and it cannot be rewritten."""
 
 
+class MaskError(SecateursError, ValueError):
+    """A mask does not fit a model, or nothing would be left under it."""
+
+
 class LawError(SecateursError):
     """A cut changed more than the deleted units: the law of the cut does not hold."""
 

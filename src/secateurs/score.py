@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batches import Loss, Objective, check_loss, example_seeds, loss_of, to_device
+from .batches import (
+    Loss,
+    Objective,
+    check_loss,
+    example_seeds,
+    loss_of,
+    to_device,
+    total_loss,
+)
 from .criteria import Criterion, Estimate, GroupBatch, GroupInfo, find_criterion
 from .curvature import check_bent, take_derivatives, take_gauss_newton
 from .errors import DataError, NotFiniteError, UnscoredError
@@ -258,7 +266,7 @@ class _Run:
             return seen
         value = loss_of(self.watched, batch, self.loss, self.objective)
         _check_called(seen)
-        total, self.assumed = _total(value, seen.examples)
+        total, self.assumed = total_loss(value, seen.examples)
         if "gauss_newton" in needs:
             self._gauss_newton(seen, batch)
         if SECOND & needs:
@@ -278,7 +286,7 @@ class _Run:
         probes = self.criterion.probes if isinstance(self.criterion, Estimate) else 0
         seeds = example_seeds(batch, seen.examples, self.seed) if probes else []
         take_gauss_newton(
-            lambda output: _total(loss(output, batch[1]), seen.examples)[0], seen, probes, seeds
+            lambda output: total_loss(loss(output, batch[1]), seen.examples)[0], seen, probes, seeds
         )
 
     def _shown(self, seen: Seen, group: Group, batch: Any) -> GroupBatch:
@@ -322,19 +330,3 @@ def _check_called(seen: Seen) -> None:
         raise DataError(
             "the objective must call model(...) itself: a call of one of its submodules is not seen"
         )
-
-
-def _total(value: Any, examples: int) -> tuple[Tensor, str]:
-    """The sum over examples of a loss, and how it was read."""
-    if not isinstance(value, Tensor):
-        raise DataError(f"the loss must be a tensor, not {type(value).__name__}")
-    if not bool(torch.isfinite(value).all()):
-        raise NotFiniteError("the loss is not finite (NaN or infinite); scores mean nothing")
-    if value.dim() == 0:
-        return value * examples, "a scalar loss, read as the mean over examples"
-    if value.numel() == examples:
-        return value.sum(), "one loss per example"
-    raise DataError(
-        f"the loss has shape {tuple(value.shape)}: return one value per example, ({examples},), "
-        "or the scalar mean over examples"
-    )

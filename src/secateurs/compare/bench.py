@@ -16,8 +16,8 @@ from ..criteria import Criterion
 from ..errors import DataError
 from ..gates import trace
 from ..groups import Graph
-from ..process.greedy import Evaluate, Finetune
 from ..process.options import Options
+from ..process.run import Evaluate, Finetune
 from ..process.stream import Stream
 from ..process.training import OptimizerFactory, SchedulerFactory, Trainer
 from ..trace.record import evaluating

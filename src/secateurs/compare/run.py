@@ -19,8 +19,8 @@ from ..cost import Cost
 from ..criteria import CRITERIA, Criterion, find_criterion
 from ..errors import BudgetError, ConfigError
 from ..gates import trace
-from ..process.greedy import Evaluate, Finetune
 from ..process.progress import Meter
+from ..process.run import Evaluate, Finetune
 from ..process.stream import own_randomness
 from ..process.training import OptimizerFactory, SchedulerFactory
 from ..ranking import smallest

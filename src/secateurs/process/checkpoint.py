@@ -1,11 +1,13 @@
-"""The state of a run after a step, in one file that is written whole."""
+"""The state of a run of `prune` after a step, in one file that is written whole."""
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
@@ -18,6 +20,9 @@ from ..report.record import Count, Step
 
 NAME = "checkpoint.safetensors"
 FORMAT = "secateurs.checkpoint/1"
+R = TypeVar("R", bound=BaseModel)
+Parts: TypeAlias = dict[str, dict[str, Tensor]]
+Place = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Stopped = Literal["", "budget", "floor", "nan", "interrupted", "exhausted"]
 
 
@@ -57,7 +62,7 @@ class _Record(BaseModel):
     step: Count
     plan: dict[str, Any]
     numbers: dict[str, Any]
-    place: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    place: Place
     history: Annotated[list[_Step], Field(min_length=1)]
     settings: dict[str, Any]
     finished: Stopped
@@ -92,10 +97,12 @@ class Checkpoint:
     finished: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def over(self) -> bool:
+        """Whether the run came to its end."""
+        return bool(self.finished)
+
     def save(self, directory: Path) -> None:
-        tensors = {f"model/{name}": tensor for name, tensor in self.model.items()}
-        tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.items()}
-        tensors |= {f"importance/{name}": tensor for name, tensor in self.importance.items()}
         record = {
             "format": FORMAT,
             "step": self.step,
@@ -107,7 +114,8 @@ class Checkpoint:
             "finished": self.finished,
             "extra": self.extra,
         }
-        save_tensors(directory / NAME, tensors, {"checkpoint": json.dumps(record)})
+        parts = {"model": self.model, "optimizer": self.optimizer, "importance": self.importance}
+        write(directory, record, parts)
 
     @classmethod
     def load(cls, directory: Path) -> Checkpoint:
@@ -116,37 +124,53 @@ class Checkpoint:
         Raises:
             FileError: it is missing, truncated or not a checkpoint.
         """
-        path = directory / NAME
-        tensors, metadata = load_tensors(path)
-        data = parse_json(metadata.get("checkpoint", "null"), f"the record in {path}", finite=False)
+        record, parts = read(directory, _Record)
         try:
-            record = _Record.model_validate(data)
             plan = Plan.from_dict(record.plan)
-        except (ValidationError, FileError) as error:
-            raise FileError(
-                f"{path} is not a checkpoint of this library: {_told(error)}"
-            ) from error
+        except FileError as error:
+            raise _foreign(directory, str(error)) from error
         return cls(
             record.step,
             plan,
-            _under(tensors, "model/"),
-            _under(tensors, "optimizer/"),
+            parts["model"],
+            parts["optimizer"],
             record.numbers,
             (record.place[0], record.place[1]),
             [step.model_dump() for step in record.history],
             record.settings,
-            _under(tensors, "importance/"),
+            parts["importance"],
             record.finished,
             record.extra.model_dump(),
         )
 
 
-def _told(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the record'}: {first['msg']}"
+def write(directory: Path, record: dict[str, Any], parts: Mapping[str, dict[str, Tensor]]) -> None:
+    """Write a checkpoint: a record of plain data, and tensors in parts of a name each."""
+    tensors = {f"{part}/{n}": t for part, own in parts.items() for n, t in own.items()}
+    save_tensors(directory / NAME, tensors, {"checkpoint": json.dumps(record)})
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+def read(directory: Path, kind: type[R]) -> tuple[R, Parts]:
+    """What `write` wrote, with a record of this kind.
+
+    Raises:
+        FileError: it is missing, truncated or not such a checkpoint.
+    """
+    tensors, metadata = load_tensors(directory / NAME)
+    where = f"the record in {directory / NAME}"
+    data = parse_json(metadata.get("checkpoint", "null"), where, finite=False)
+    try:
+        record = kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the record"
+        raise _foreign(directory, f"{place}: {first['msg']}") from error
+    parts: Parts = defaultdict(dict)
+    for path, tensor in tensors.items():
+        part, _, name = path.partition("/")
+        parts[part][name] = tensor
+    return record, parts
+
+
+def _foreign(directory: Path, why: str) -> FileError:
+    return FileError(f"{directory / NAME} is not a checkpoint of this kind of run: {why}")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +18,7 @@ from .. import budget as budgets
 from ..batches import Loss, Objective, check_loss
 from ..cost import Cost
 from ..criteria import Criterion, find_criterion
-from ..errors import ConfigError, FileError, NotFiniteError
+from ..errors import ConfigError, FileError
 from ..files.store import check_state, fill_state, unique_state
 from ..gates import trace, verify
 from ..groups import Graph
@@ -31,21 +29,15 @@ from ..score import score
 from ..scores import Scores
 from ..slices import complement
 from ..surgery.apply import apply
-from ..trace.record import evaluating
-from .checkpoint import NAME, Checkpoint
+from .checkpoint import Checkpoint
 from .describe import describe, origin, script
-from .interrupt import Interrupt
 from .options import Options, make_options
-from .progress import Meter
 from .result import PruneResult
-from .stream import own_randomness, seed_everything
-from .training import OptimizerFactory, SchedulerFactory, Trainer
+from .run import Callback, Evaluate, Finetune, Hooks, Run
+from .stream import seed_everything
+from .training import OptimizerFactory, SchedulerFactory
 
 log = logging.getLogger("secateurs")
-
-Evaluate: TypeAlias = Callable[[nn.Module], float]
-Callback: TypeAlias = Callable[[dict[str, Any], nn.Module], None]
-Finetune: TypeAlias = Callable[[nn.Module, int], Any]
 
 
 def prune(
@@ -118,59 +110,24 @@ def prune(
     >>> result.model[0].out_features, result.stopped, result.proof.holds
     (8, 'budget', True)
     """
-    if mode not in ("max", "min"):
-        raise ConfigError(f"mode must be 'max' or 'min', not {mode!r}")
-    if resume and out is None:
-        raise ConfigError("resume=True needs out=, the directory of the interrupted run")
-    chosen = make_options(**options)
-    if chosen.floor is not None and evaluate is None:
-        raise ConfigError("a floor on the metric needs evaluate=")
     run = _Run(
         model,
         example_inputs,
         budget,
         find_criterion(criterion),
-        chosen,
-        Hooks(loss, objective, evaluate, metric, mode, finetune, tuple(callbacks)),
-        None if out is None else Path(out),
+        make_options(**options),
+        Hooks(loss, objective, evaluate, metric, mode, tuple(callbacks), finetune),
+        out,
+        resume=resume,
     )
     if finetune is None or run.criterion.needs:
         check_loss(loss, objective)
-    run.trainer = Trainer(run.model, train, loss, objective, optimizer, scheduler, chosen)
-    if run.out is not None and os.path.lexists(run.out / NAME):
-        saved = Checkpoint.load(run.out)
-        if resume:
-            run.restore(saved)
-        elif not saved.finished:
-            raise ConfigError(
-                f"{run.out} holds a run that was interrupted; go on with resume=True, "
-                "or use another folder"
-            )
-    run.trainer.accelerator.wait_for_everyone()
-    shown = progress and run.trainer.accelerator.is_main_process
-    with own_randomness(chosen.seed, 4), Interrupt() as run.interrupt, Meter(shown) as run.meter:
-        return run.go()
+    run.start(train, optimizer, scheduler)
+    return run.go(progress=progress, way="to the budget")
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """What the user plugs into a run."""
-
-    loss: Loss | None
-    objective: Objective | None
-    evaluate: Evaluate | None
-    metric: str
-    mode: str
-    finetune: Finetune | None
-    callbacks: tuple[Callback, ...]
-
-
-class _Run:
+class _Run(Run[Options, Checkpoint, PruneResult]):
     """One run: the working model, and everything that the next step depends on."""
-
-    trainer: Trainer
-    interrupt: Interrupt
-    meter: Meter
 
     def __init__(
         self,
@@ -180,27 +137,24 @@ class _Run:
         criterion: Criterion,
         options: Options,
         hooks: Hooks,
-        out: Path | None,
+        out: str | Path | None,
+        *,
+        resume: bool,
     ):
-        self.original, self.example_inputs = model, example_inputs
-        self.criterion, self.options, self.hooks, self.out = criterion, options, hooks, out
-        self.graph = trace(model, example_inputs)
+        super().__init__(model, example_inputs, options, hooks, out, resume=resume)
+        self.criterion = criterion
         cost = Cost(self.graph)
         options.limits.check(self.graph)
         self.targets = budgets.targets(budget, cost)
         budgets.check_reachable(self.targets, cost, smallest(self.graph, options.limits))
         self.originals = {group.name: group.size for group in self.graph.groups}
         self.before = cost.all()
-        self.model = copy.deepcopy(model)
         self.plan = self.graph.plan({})
         self.step = 0
-        self.history: list[dict[str, Any]] = []
         self.scores: Scores | None = None
         self.importance = {
             name: np.zeros((0, size), np.float32) for name, size in self.originals.items()
         }
-        self.stopped = ""
-        self.finished = False
         self.good: tuple[dict[str, torch.Tensor], Plan, int] | None = None
         self.settings = {
             "targets": self.targets,
@@ -211,30 +165,18 @@ class _Run:
         }
 
     # ------------------------------------------------------------------ the loop
-    def go(self) -> PruneResult:
-        """Run to the end, or to the first reason to stop."""
-        if self.options.trackers:
-            self.trainer.accelerator.init_trackers("secateurs")
-        try:
-            if not self.history:
-                started = time.perf_counter()
-                loss = self._phase("fine-tuning", self.options.warmup)
-                if not self.stopped:
-                    self._record({}, loss, started)
-                    self._checkpoint()
-            while not self.stopped:
-                self._advance()
-            if not self.finished and self.stopped in ("budget", "floor", "exhausted"):
-                self._finish()
-        except NotFiniteError as error:
-            if self.good is None:
-                raise
-            log.warning("%s; the last good state is kept", error)
-            self._revert()
-            self.stopped = "nan"
-        if self.options.trackers:
-            self.trainer.accelerator.end_training()
-        return self._result()
+    def proceed(self) -> None:
+        """See `Run.proceed`."""
+        if not self.history:
+            started = time.perf_counter()
+            loss = self._phase("fine-tuning", self.options.warmup)
+            if not self.stopped:
+                self._record({}, loss, started)
+                self.checkpoint()
+        while not self.stopped:
+            self._advance()
+        if not self.finished and self.stopped in ("budget", "floor", "exhausted"):
+            self._finish()
 
     def _advance(self) -> None:
         """One step: score, remove, update, evaluate, write down."""
@@ -242,8 +184,8 @@ class _Run:
         seed_everything(self.options.seed, 2, self.step)
         inputs = self.trainer.to_device(self.example_inputs)
         graph = trace(self.model, inputs)
-        cost = self._cost(graph)
-        self._show(cost)
+        self.cost = cost = self._cost(graph)
+        self.show()
         if budgets.met(self.targets, cost):
             self.stopped = "budget"
             return
@@ -252,19 +194,19 @@ class _Run:
         if not units:
             self.stopped = "exhausted"
             return
-        if self._asked():
+        if self.asked():
             return
         self._remove(graph, graph.plan(units))
         loss = self._phase("updating weights", self.options.updates)
         if self.stopped:  # interrupted: the step is taken again when the run is resumed
-            self._revert()
+            self.revert()
             return
         self.step += 1
         self._record(units, loss, started)
-        if self._below_floor():
-            self._revert()
+        if self.below_floor():
+            self.revert()
             self.stopped = "floor"
-        self._checkpoint()
+        self.checkpoint()
 
     def _choose(self, graph: Graph, cost: Cost) -> dict[str, list[int]]:
         options = self.options
@@ -321,7 +263,7 @@ class _Run:
     def _phase(self, name: str, updates: int) -> float:
         """Update the weights, until done or interrupted."""
         self.meter.phase(name, updates)
-        if self._asked() or not updates:
+        if self.asked() or not updates:
             return float("nan")
         if self.hooks.finetune is not None:
             other = self.hooks.finetune(self.model, updates)
@@ -331,7 +273,7 @@ class _Run:
 
         def each() -> bool:
             self.meter.advance()
-            return not self._asked()
+            return not self.asked()
 
         return self.trainer.train(updates, each)
 
@@ -346,79 +288,42 @@ class _Run:
             self.finished = True
             if self.options.final:
                 self._record({}, loss, started)
-            self._checkpoint()
-
-    def _asked(self) -> bool:
-        asked = self.trainer.any(self.interrupt.asked)
-        if asked:
-            self.stopped = "interrupted"
-        return asked
+            self.checkpoint()
 
     # ------------------------------------------------------------------ keeping track
     def _record(self, units: dict[str, list[int]], loss: float, started: float) -> None:
-        cost = self._cost(trace(self.model, self.trainer.to_device(self.example_inputs)))
-        value = self._evaluate()
-        record = {
-            "step": self.step,
-            "removed": {name: len(indices) for name, indices in units.items()},
-            **cost.all(),
-            "loss": None if loss != loss else loss,
-            "metric": None if value is None or value != value else value,
-            "seconds": time.perf_counter() - started,
-        }
-        self.history.append(record)
-        if self.options.trackers:
-            numbers = {k: v for k, v in record.items() if isinstance(v, (int, float))}
-            self.trainer.accelerator.log(numbers, step=len(self.history))
-        self._show(cost)
-        for callback in self.hooks.callbacks:
-            callback(record, self.model)
-
-    def _evaluate(self) -> float | None:
-        if self.hooks.evaluate is None:
-            return None
-        with torch.no_grad(), evaluating(self.model):
-            value = float(self.hooks.evaluate(self.model))
-        return float(self.trainer.agree(value))
+        self.cost = self._cost(trace(self.model, self.trainer.to_device(self.example_inputs)))
+        removed = {name: len(indices) for name, indices in units.items()}
+        self.record({"step": self.step, "removed": removed, **self.cost.all()}, loss, started)
 
     def _cost(self, graph: Graph) -> Cost:
         left = sum(self.originals.values()) - len(self.plan)
         return Cost(graph, beside=left - graph.size)
 
-    def _show(self, cost: Cost) -> None:
+    def show(self) -> None:
+        """See `Run.show`."""
         ways = [
-            (self.before[m] - cost.of(m)) / max(self.before[m] - target, 1)
+            (self.before[m] - self.cost.of(m)) / max(self.before[m] - target, 1)
             for m, target in self.targets.items()
         ]
         left = ", ".join(
-            f"{m} {cost.of(m) / self.before[m]:.1%} of {target / self.before[m]:.1%}"
+            f"{m} {self.cost.of(m) / self.before[m]:.1%} of {target / self.before[m]:.1%}"
             for m, target in self.targets.items()
         )
         last = self.history[-1] if self.history else {}
         removed = sum(last.get("removed", {}).values())
-        value = last.get("metric")
-        note = f"step {self.step}: −{removed} units; {left}"
-        if value is not None:
-            note += f"; {self.hooks.metric} {value:.4f}"
+        note = f"step {self.step}: −{removed} units; {left}{self.told_metric()}"
         self.meter.way(min(ways, default=1.0), note)
-
-    def _below_floor(self) -> bool:
-        floor, value = self.options.floor, self.history[-1]["metric"]
-        if floor is None:
-            return False
-        if value is None:  # NaN holds no floor
-            return True
-        return bool(value < floor if self.hooks.mode == "max" else value > floor)
 
     def _remember(self) -> None:
         """Keep the state before a step, to go back to if it fails."""
         state = {name: t.detach().clone() for name, t in unique_state(self.model).items()}
         self.good = (state, self.plan, self.step)
 
-    def _revert(self) -> None:
+    def revert(self) -> bool:
         """Go back to the state before the last step."""
         if self.good is None:
-            return
+            return False
         state, self.plan, self.step = self.good
         model = apply(copy.deepcopy(self.original), self.plan, inplace=True)
         fill_state(model, state)
@@ -426,11 +331,15 @@ class _Run:
         self.trainer.replace_model(self.model)
         del self.history[self.step + 1 :]
         self.importance = {name: rows[: self.step] for name, rows in self.importance.items()}
+        return True
 
     # ------------------------------------------------------------------ checkpoints
-    def _checkpoint(self) -> None:
-        if self.out is None or not self.trainer.accelerator.is_main_process:
-            return
+    def load(self, directory: Path) -> Checkpoint:
+        """See `Run.load`."""
+        return Checkpoint.load(directory)
+
+    def write(self, out: Path) -> None:
+        """See `Run.write`."""
         tensors, numbers = self.trainer.optimizer_state()
         Checkpoint(
             self.step,
@@ -447,21 +356,14 @@ class _Run:
                 "stopped": self.stopped,
                 "scores": None if self.scores is None else self.scores.to_dict(),
             },
-        ).save(self.out)
+        ).save(out)
 
     def restore(self, saved: Checkpoint) -> None:
-        """Take up the state of a checkpoint.
+        """See `Run.restore`.
 
         Raises:
-            FileError: it belongs to a run with other settings, or to another model.
+            FileError: it belongs to another model.
         """
-        for key in sorted(saved.settings.keys() | self.settings.keys()):
-            before, now = saved.settings.get(key), self.settings.get(key)
-            if before != now:
-                raise FileError(
-                    f"the checkpoint in {self.out} is of a run with other settings: {key} was "
-                    f"{before}, now {now}; resume with the same, or use another folder"
-                )
         check_state(self.original, saved.plan, saved.model, self.out)
         apply(self.model, saved.plan, inplace=True)
         fill_state(self.model, saved.model)
@@ -476,7 +378,8 @@ class _Run:
         scores = saved.extra["scores"]
         self.scores = None if scores is None else Scores.from_dict(scores)
 
-    def _result(self) -> PruneResult:
+    def result(self) -> PruneResult:
+        """See `Run.result`."""
         cut = apply(self.original, self.plan)
         proof = verify(self.original, cut, self.plan, self.example_inputs, graph=self.graph)
         if not proof.holds:

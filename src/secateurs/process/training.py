@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
@@ -17,16 +18,17 @@ from ..batches import Loss, Objective, loss_of, to_device
 from ..errors import ConfigError, FileError, NotFiniteError
 from ..plan import Plan
 from ..trace.record import model_tensors
-from .options import Options
+from .options import Training
 from .stream import Stream
 
 log = logging.getLogger("secateurs")
 
 OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory: TypeAlias = Callable[[torch.optim.Optimizer, int], Any]
+Weights: TypeAlias = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
-def make_accelerator(options: Options) -> Accelerator:
+def make_accelerator(options: Training) -> Accelerator:
     """Accelerate as the options say.
 
     Raises:
@@ -47,7 +49,15 @@ def make_accelerator(options: Options) -> Accelerator:
 
 
 class Trainer:
-    """The working model's optimizer and data, and how they take a step."""
+    """The working model's optimizer and data, and how they take a step.
+
+    Attributes:
+        weights: opened around every forward and backward pass, and closed when the optimizer
+            steps: masks apply there.
+        losses: of each update of the last call of `train`.
+    """
+
+    losses: list[float]
 
     def __init__(
         self,
@@ -57,9 +67,10 @@ class Trainer:
         objective: Objective | None,
         optimizer: OptimizerFactory | None,
         scheduler: SchedulerFactory | None,
-        options: Options,
+        options: Training,
     ):
         self.options, self.loss, self.objective = options, loss, objective
+        self.weights: Weights = contextlib.nullcontext
         self.accelerator = make_accelerator(options)
         try:
             self.device = torch.device(options.device or self.accelerator.device)
@@ -80,22 +91,29 @@ class Trainer:
         # a model that is frozen altogether can be pruned, though not fine-tuned
         self.optimizer = self._factory(trainable or [nn.Parameter(torch.zeros(1))])
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._schedule: Any = None
+        self._place = (0, 0)  # of the schedule: updates done, and of how many
 
-    def train(self, updates: int, each: Callable[[], bool]) -> float:
+    def train(
+        self, updates: int, each: Callable[[], bool], *, done: int = 0, of: int | None = None
+    ) -> float:
         """Update the weights; `each` is called before every update and may stop it.
 
+        Args:
+            updates: how many.
+            each: whether to go on.
+            done, of: where these updates stand in a longer phase, for the scheduler.
+
         Returns:
-            The mean loss.
+            The mean loss; each is in `losses`.
 
         Raises:
             NotFiniteError: the loss or a weight is not finite.
         """
+        self.losses = losses = []
         if not updates:
             return float("nan")
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate
-        schedule = self._scheduler(self.optimizer, updates) if self._scheduler else None
-        losses = []
+        schedule = self._scheduled(done, updates if of is None else of)
         with self._prepared() as (running, optimizer):
             for _ in range(updates):
                 if not each():
@@ -103,6 +121,7 @@ class Trainer:
                 losses.append(self._update(running, optimizer))
                 if schedule is not None:
                     schedule.step()
+        self._place = (done + len(losses), self._place[1])
         if self.accelerator.num_processes > 1:
             for buffer in self.model.buffers():  # each worker's statistics are its own
                 broadcast(buffer)
@@ -110,6 +129,20 @@ class Trainer:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise NotFiniteError(f"{name} is not finite (NaN or infinite) after training")
         return float(np.mean(losses)) if losses else float("nan")
+
+    def _scheduled(self, done: int, of: int) -> Any:
+        """The scheduler of a phase at its place; one that goes on elsewhere is stepped there."""
+        if done and self._place == (done, of):
+            return self._schedule
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate
+        self._place = (done, of)
+        self._schedule = self._scheduler(self.optimizer, of) if self._scheduler else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that no weight was updated meanwhile
+            for _ in range(done if self._schedule is not None else 0):
+                self._schedule.step()
+        return self._schedule
 
     @contextlib.contextmanager
     def _prepared(self) -> Iterator[tuple[nn.Module, Any]]:
@@ -140,13 +173,15 @@ class Trainer:
     def _update(self, model: nn.Module, optimizer: Any) -> float:
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for batch in self.stream.take(self.options.accumulate):
-            value = loss_of(model, self.to_device(batch), self.loss, self.objective).float().mean()
-            number = float(value.detach())
-            if not np.isfinite(number):
-                raise NotFiniteError("the training loss is not finite (NaN or infinite)")
-            self.accelerator.backward(value / self.options.accumulate)
-            total += number / self.options.accumulate
+        with self.weights():
+            for batch in self.stream.take(self.options.accumulate):
+                value = loss_of(model, self.to_device(batch), self.loss, self.objective)
+                value = value.float().mean()
+                number = float(value.detach())
+                if not np.isfinite(number):
+                    raise NotFiniteError("the training loss is not finite (NaN or infinite)")
+                self.accelerator.backward(value / self.options.accumulate)
+                total += number / self.options.accumulate
         optimizer.step()
         return total
 
@@ -164,6 +199,12 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return value
         return broadcast_object_list([value])[0]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all workers."""
+        if self.accelerator.num_processes == 1:
+            return values
+        return self.accelerator.reduce(values, "mean")
 
     def share(self, states: dict[str, Any]) -> list[dict[str, Any]]:
         """The states of all data parallel workers, in order."""

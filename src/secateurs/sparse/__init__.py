@@ -1,0 +1,1 @@
+"""Single weights: what each is worth, and which stay."""
