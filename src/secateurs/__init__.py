@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from .process.result import PruneResult
     from .process.sparsify import sparsify
     from .process.sparsify_result import SparsifyResult
+    from .sparse.dead import DeadUnits, dead_units, remove_dead
 
 __all__ = [
     "Comparison",
+    "DeadUnits",
     "Exported",
     "Frozen",
     "Graph",
@@ -48,12 +50,14 @@ __all__ = [
     "SparsifyResult",
     "apply",
     "compare",
+    "dead_units",
     "delete_channels",
     "export_onnx",
     "export_pt2",
     "load",
     "oracle",
     "prune",
+    "remove_dead",
     "save",
     "score",
     "sensitivity",
@@ -66,10 +70,13 @@ __all__ = [
 # these bring Accelerate, Pydantic, Rich or SciPy along; they load when they are first used
 _LATER = {
     "Comparison": ".compare.comparison",
+    "DeadUnits": ".sparse.dead",
     "PruneResult": ".process.result",
     "SparsifyResult": ".process.sparsify_result",
     "compare": ".compare.run",
+    "dead_units": ".sparse.dead",
     "prune": ".process.greedy",
+    "remove_dead": ".sparse.dead",
     "sensitivity": ".compare.run",
     "sparsify": ".process.sparsify",
 }

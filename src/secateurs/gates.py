@@ -222,7 +222,7 @@ def _spread(tensor: torch.Tensor, axes: list[Axis], selection: Selection) -> tor
     return tensor
 
 
-def _inputs(graph: Graph, example_inputs: Any) -> list[torch.Tensor]:
+def recorded_inputs(graph: Graph, example_inputs: Any) -> list[torch.Tensor]:
     """The input tensors in the order of the recording."""
     if isinstance(example_inputs, Mapping):
         names = graph.program.keywords
@@ -238,7 +238,7 @@ def gated_output(graph: Graph, model: nn.Module, plan: Plan, example_inputs: Any
     with torch.no_grad(), evaluating(model):
         return graph.program.replay(
             model_tensors(model),
-            _inputs(graph, example_inputs),
+            recorded_inputs(graph, example_inputs),
             gate(graph, selection),
             statistics(graph, selection),
         )

@@ -1,1 +1,1 @@
-"""Single weights: what each is worth, and which stay."""
+"""Single weights: what each is worth, which stay, and what zeros leave behind."""

@@ -91,6 +91,14 @@ def passes_on(op: Any) -> bool:
     return op_name(op) in _MOVES or RULES.get(op_name(op)) is _spatial
 
 
+def spatial_dims(op: Any) -> int:
+    """How many of the last dimensions an operation pools or resizes; none if it does neither."""
+    name = op_name(op)
+    if RULES.get(name) is not _spatial:
+        return 0
+    return next(int(c) for c in "123" if f"{c}d" in name)
+
+
 def follow(analysis: Analysis, node: Node) -> list[Axes]:
     """The axes of a node's outputs."""
     found = RULES.get(op_name(node.op))
@@ -487,8 +495,7 @@ def _cumulative(analysis: Analysis, node: Node) -> list[Axes]:
 def _spatial(analysis: Analysis, node: Node) -> list[Axes]:
     """Batch and channels stay; what is pooled or resized does not."""
     axes = analysis.axes[node.args[0].id]
-    name = op_name(node.op)
-    n = next(int(c) for c in "123" if f"{c}d" in name)
+    n = spatial_dims(node.op)
     for axis in axes[-n:]:
         analysis.labels.freeze(axis, SPACE)
     for ident in node.inputs[1:]:
