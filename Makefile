@@ -114,6 +114,14 @@ reproduce: correlation flops iterative criteria-versus  ## the four above: three
 reproduce-quick:  ## a small form of the four: ten minutes
 	$(MAKE) reproduce QUICK=1
 
+.PHONY: splicing splicing-quick
+splicing: $(VENV)/.test  ## dynamic network surgery on MNIST: LeNet-5 and LeNet-300-100
+	$(REPRODUCE) benchmarks/splicing.py $(WITH) --results $(RUNS)/splicing.jsonl \
+		--out $(PAGES)/splicing.md
+
+splicing-quick:  ## a small form of it: a minute
+	$(MAKE) splicing QUICK=1
+
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ from correlation import told
 from tasks import BATCH, HELD_OUT, TASKS
 from versus_table import Estimate, markdown
 
-# Guo et al. (2016), table 1 and section 3: error before and after (%), compression, weights kept (%)
+# Guo et al. (2016), tables 1 and 2: error before and after (%), compression, weights kept (%)
 PAPER = {
     "lenet5": (0.91, 0.91, 108, (14.2, 3.1, 0.7, 4.3)),
     "lenet-300-100": (2.28, 1.99, 56, (1.8, 1.8, 5.5)),
@@ -32,9 +32,10 @@ def document(records: Sequence[Record], command: str, recipes: Mapping[str, str]
 
 HEAD = """# Dynamic network surgery
 
-`{command}` trains the base networks, runs everything below and writes this page. {seeds} seeds, each
-with its own base network; errors are on {measured}. Compression is weights and biases of the network
-over those that are kept.
+`{command}` trains the base networks, runs everything below and writes this page. {seeds} seeds,
+each with its own base network; errors are on {measured}. Compression is weights
+and biases of the network over those that are kept. On the way there, the masks are those of
+`sc.sparsify`; what is counted is what is left after `sc.remove_dead`.
 """
 
 
@@ -47,9 +48,10 @@ def _network(name: str, records: Sequence[Record], recipe: str) -> str:
     return f"""
 ## {task.title}
 
-{records[0]["total"]:,} weights and biases, {task.training[0]:,} updates of {BATCH} images for the
-base, {updates:,} for every run; a run takes {minutes:.0f} minutes. In the paper: {before}% → {after}%
-at {ratio}×. {recipe}
+{records[0]["total"]:,} weights and biases; {updates:,} updates of {BATCH} images in every run
+({minutes:.0f} minutes). In the paper: {before}% → {after}% at {ratio}×.
+
+{recipe}
 
 {_errors(records)}
 
@@ -68,7 +70,7 @@ Weights kept of each layer (%), without biases:
 def _errors(records: Sequence[Record]) -> str:
     seeds = sorted({record["seed"] for record in records})
     base = {record["seed"]: record["base"] for record in records}
-    rows = [["base", "1×", *_over(base)]]
+    rows = [["base", "1.0×", *_over(base)]]
     for title, own in _runs(records).items():
         ratio = f"{mean(record['total'] / record['kept'] for record in own.values()):.1f}×"
         rows.append([title, ratio, *_over({s: r["error"] for s, r in own.items()}, base)])
