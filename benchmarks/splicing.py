@@ -71,7 +71,7 @@ RECIPES = {
     ),
 }
 QUICK = "lenet-300-100"  # that of the quick form
-COMPRESSIONS = {"lenet5": (108.0, 300.0), "lenet-300-100": (56.0, 80.0)}
+COMPRESSIONS = {"lenet5": (108.0, 150.0, 300.0), "lenet-300-100": (56.0, 80.0)}
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,9 @@ def cells(nets: Iterable[str], seeds: int, scale: float, validation: bool) -> li
     """Everything on the page, what matters most first."""
     out = []
     for net in nets:
-        some, far = COMPRESSIONS[net]
-        kinds = [(some, True), (far, True), (far, False), (1.0, True), (some, False)]
+        ratios = COMPRESSIONS[net]
+        kinds = [(ratio, True) for ratio in ratios]
+        kinds += [(1.0, True), *((ratio, False) for ratio in ratios)]
         out += [
             Cell(net, compression, splice, seed, scale, validation)
             for (compression, splice), seed in product(kinds, range(seeds))
