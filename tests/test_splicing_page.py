@@ -24,28 +24,19 @@ def test_the_references_are_of_the_papers_sizes():
     assert sizes == [266_610, 431_080]
 
 
-def test_the_rate_goes_on_from_one_stage_to_the_next():
-    from splicing import RECIPES, falling, stages
+def test_the_rate_holds_and_then_falls_to_nothing():
+    from splicing import falling
 
-    first, second = stages(RECIPES["lenet5"], 108)
-    assert (first.begin, first.end, second.end) == (0, second.begin, 1)
-    assert first.compression < second.compression == 108
-    assert len(stages(RECIPES["lenet5"], first.compression)) == 1
-
-    rates = []
-    for stage in (first, second):
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        updates = round(200 * (stage.end - stage.begin))
-        schedule = falling(optimizer, updates, stage, hold=0.5)
-        for _ in range(updates):
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.step()
-    assert len(rates) == 200
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, rates = falling(optimizer, 200, hold=0.5), []
+    for _ in range(200):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
     assert set(rates[:100]) == {1.0}
     assert rates[150] == pytest.approx(0.5)
-    assert rates[-1] < 1e-3
     assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 1e-3
 
 
 def test_gradients_are_clipped_before_the_step():
