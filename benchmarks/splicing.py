@@ -197,8 +197,8 @@ def told(recipe: Recipe) -> str:
     return (
         f"SGD with Nesterov momentum 0.9, rate {recipe.lr:g} and from {recipe.hold:.0%} of the "
         f"updates on along a cosine to 0, weight decay {recipe.decay:g}, gradients clipped at norm "
-        f"{recipe.clip:g};\n`sc.sparsify` with normalize='none', {options}, {recipe.start:g}× in one "
-        "go before the first update."
+        f"{recipe.clip:g};\n`sc.sparsify` with normalize='none', {options}, {recipe.start:g}× in "
+        "one go before the first update."
     )
 
 
