@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import typer
-from cells import SEEDS, called, run_cells, train_bases
+from cells import SEEDS, called, read, run_cells, train_bases
 from splicing_page import document
 from tasks import TASKS
 from torch import Tensor, nn
@@ -210,16 +211,21 @@ def main(
     validation: bool = typer.Option(False, help="Train without, and judge on, held-out images."),
     results: str = typer.Option("runs/splicing.jsonl", help="A line a finished run; resumed."),
     out: str = typer.Option("", help="The page to write; it is printed in any case."),
+    done: bool = typer.Option(False, help="Run nothing; make the page of what is finished."),
 ) -> None:
     """Run what is missing, and make the page."""
     nets, seeds, scale = (
         ([QUICK], 1, 0.1) if quick else ([net] if net else list(RECIPES), seeds, 1.0)
     )
     todo = cells(nets, seeds, scale, validation)
-    train_bases(((name, seed, validation) for name, seed in product(nets, range(seeds))), jobs)
-    records = run_cells(run, todo, results, jobs, line)
+    if done:
+        finished = read(Path(results), Cell)
+        records = [finished[cell] for cell in todo if cell in finished]
+    else:
+        train_bases(((name, seed, validation) for name, seed in product(nets, range(seeds))), jobs)
+        records = run_cells(run, todo, results, jobs, line)
     recipes = {name: told(RECIPES[name]) for name in nets}
-    page = document(records, called("splicing", quick, seeds), recipes)
+    page = document(records, called("splicing", quick, seeds), recipes, len(todo))
     print(page)
     if out:
         write_text(out, page)

@@ -18,16 +18,19 @@ PAPER = {
 Record = Mapping
 
 
-def document(records: Sequence[Record], command: str, recipes: Mapping[str, str]) -> str:
-    """The page, in Markdown."""
+def document(
+    records: Sequence[Record], command: str, recipes: Mapping[str, str], planned: int
+) -> str:
+    """The page, in Markdown; it says if fewer runs than planned are done."""
     seeds = len({record["seed"] for record in records})
     held = records[0]["validation"]
     measured = f"the last {HELD_OUT:,} training images, held out" if held else "the test images"
     nets = dict.fromkeys(record["net"] for record in records)
-    parts = [
-        _network(name, [r for r in records if r["net"] == name], recipes[name]) for name in nets
-    ]
-    return "\n".join([HEAD.format(command=command, seeds=seeds, measured=measured), *parts])
+    head = HEAD.format(command=command, seeds=seeds, measured=measured)
+    if len(records) < planned:
+        head += f"\n**{len(records)} of {planned} runs are done.**\n"
+    own = {name: [r for r in records if r["net"] == name] for name in nets}
+    return "\n".join([head, *(_network(name, own[name], recipes[name]) for name in nets)])
 
 
 HEAD = """# Dynamic network surgery

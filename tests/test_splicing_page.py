@@ -80,7 +80,9 @@ def test_the_page_gives_mean_and_worst_and_pairs_by_seed():
         ],
         "make splicing",
         {"lenet-300-100": "The recipe."},
+        planned=7,
     )
+    assert "6 of 7 runs are done" in page
     assert "| spliced, 80× | 88.9× | 1.60 | 1.90 | 1.75 ± 0.21 | 1.90 | +0.15 | +0.20 |" in page
     assert "| base | 1.0× | 1.50 | 1.70 | 1.60 ± 0.14 | 1.70 |  |  |" in page
     assert "| 80× | 1.75 ± 0.21 | 2.20 ± 0.28 | +0.45 ± 0.05 |" in page
