@@ -195,11 +195,11 @@ def line(record: dict) -> str:
 def told(recipe: Recipe) -> str:
     """The recipe in words."""
     options = ", ".join(f"{name}={value!r}" for name, value in recipe.options.items())
+    start = f", {recipe.start:g}× in one go before the first update" if recipe.start > 1 else ""
     return (
         f"SGD with Nesterov momentum 0.9, rate {recipe.lr:g} and from {recipe.hold:.0%} of the "
-        f"updates on along a cosine to 0, weight decay {recipe.decay:g}, gradients clipped at norm "
-        f"{recipe.clip:g};\n`sc.sparsify` with normalize='none', {options}, {recipe.start:g}× in "
-        "one go before the first update."
+        f"updates on along a cosine to 0, weight decay {recipe.decay:g},\ngradients clipped at norm "
+        f"{recipe.clip:g}; `sc.sparsify` with normalize='none', {options}{start}."
     )
 
 

@@ -35,10 +35,11 @@ def document(
 
 HEAD = """# Dynamic network surgery
 
-`{command}` trains the base networks, runs everything below and writes this page. {seeds} seeds,
-each with its own base network; errors are on {measured}. Compression is weights
-and biases of the network over those that are kept. On the way there, the masks are those of
-`sc.sparsify`; what is counted is what is left after `sc.remove_dead`.
+`{command}` runs everything below and writes this page. {seeds} seeds, each with its own base
+network, which the command trains (LeNet-5's are those that `make train` gives, in
+`examples/mnist/weights`); errors are on {measured}. Compression is weights and biases
+of the network over those that are kept: what is counted is what `sc.sparsify` and then
+`sc.remove_dead` leave. How the settings were chosen: [decision 20](../decisions/0020-splicing-recipe.md).
 """
 
 
@@ -47,21 +48,18 @@ def _network(name: str, records: Sequence[Record], recipe: str) -> str:
     task = TASKS[name]
     before, after, ratio, _ = PAPER[name]
     updates = records[0]["updates"]
-    minutes = mean(record["seconds"] for record in records) / 60
+    seconds = mean(record["seconds"] for record in records)
     return f"""
 ## {task.title}
 
 {records[0]["total"]:,} weights and biases; {updates:,} updates of {BATCH} images in every run
-({minutes:.0f} minutes). In the paper: {before}% → {after}% at {ratio}×.
+({seconds:.0f} s). In the paper: {before}% → {after}% at {ratio}×.
 
 {recipe}
 
 {_errors(records)}
 
-The difference is paired by seed, ± its standard error.
-
 {_splicing(records)}
-
 Weights kept of each layer (%), without biases:
 
 {_layers(name, records)}
@@ -105,7 +103,7 @@ def _runs(records: Sequence[Record]) -> dict[str, dict[int, Record]]:
 
 
 def _splicing(records: Sequence[Record]) -> str:
-    """With and without splicing at equal compression."""
+    """With and without splicing at equal compression; nothing where one side is missing."""
     pairs: dict[float, dict[int, dict[bool, float]]] = {}
     for record in records:
         own = pairs.setdefault(record["compression"], {}).setdefault(record["seed"], {})
@@ -117,7 +115,10 @@ def _splicing(records: Sequence[Record]) -> str:
             on, off = ([pair[side] for pair in both] for side in (True, False))
             more = Estimate.of([b - a for a, b in zip(on, off, strict=True)])
             rows.append([f"{compression:g}×", told(on), told(off), str(more)])
-    return markdown(["compression", "spliced (%)", "without (%)", "difference"], rows)
+    if not rows:
+        return ""
+    table = markdown(["compression", "spliced (%)", "without (%)", "difference"], rows)
+    return f"The difference is paired by seed, ± its standard error.\n\n{table}\n"
 
 
 def _layers(name: str, records: Sequence[Record]) -> str:
