@@ -198,8 +198,8 @@ def told(recipe: Recipe) -> str:
     start = f", {recipe.start:g}× in one go before the first update" if recipe.start > 1 else ""
     return (
         f"SGD with Nesterov momentum 0.9, rate {recipe.lr:g} and from {recipe.hold:.0%} of the "
-        f"updates on along a cosine to 0, weight decay {recipe.decay:g},\ngradients clipped at norm "
-        f"{recipe.clip:g}; `sc.sparsify` with normalize='none', {options}{start}."
+        f"updates on along a cosine to 0, weight decay {recipe.decay:g},\ngradients clipped at "
+        f"norm {recipe.clip:g}; `sc.sparsify` with normalize='none', {options}{start}."
     )
 
 

@@ -39,7 +39,8 @@ HEAD = """# Dynamic network surgery
 network, which the command trains (LeNet-5's are those that `make train` gives, in
 `examples/mnist/weights`); errors are on {measured}. Compression is weights and biases
 of the network over those that are kept: what is counted is what `sc.sparsify` and then
-`sc.remove_dead` leave. How the settings were chosen: [decision 20](../decisions/0020-splicing-recipe.md).
+`sc.remove_dead` leave. How the settings were chosen:
+[decision 20](../decisions/0020-splicing-recipe.md).
 """
 
 

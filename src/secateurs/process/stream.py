@@ -17,12 +17,7 @@ from ..errors import DataError
 def seed_everything(*numbers: int) -> None:
     """Seed every generator from a tuple of numbers."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    if torch.accelerator.is_available():
-        set_seed(seed)
-        return
-    random.seed(seed)  # the same where there is the CPU alone, and much faster:
-    np.random.seed(seed)  # noqa: NPY002 - torch.manual_seed formats the stack for every device
-    torch.default_generator.manual_seed(seed)
+    set_seed(seed)
 
 
 @contextlib.contextmanager
