@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo compare-demo test test-browser check docs pictures format train soak fuzz \
-	bench-cut bench-oracle bench-score bench-workers bench-lenet bench-report export-zoo versus vgg clean
+	bench-cut bench-masks bench-oracle bench-score bench-workers bench-lenet bench-report export-zoo versus vgg clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ bench-workers: $(VENV)/.ray  ## time the oracle on one Ray worker and on two, on
 bench-oracle: $(VENV)/.test  ## time the exact oracle against one forward per unit
 	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/oracle_time.py --share 16 \
 		--out docs/results/oracle.md
+
+bench-masks: $(VENV)/.test  ## time a training step with masks against a plain one
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/mask_step.py
 
 bench-lenet: $(VENV)/.runtime  ## the demo's error and latency at 20% and 10% of the MACs, 3 seeds
 	PYTHONPATH=examples/mnist $(BIN)/python benchmarks/lenet_seeds.py

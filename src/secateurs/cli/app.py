@@ -19,6 +19,7 @@ from .inspect import inspect_model
 from .objects import told
 from .prune import prune_model
 from .report import report_saved
+from .sparsify import sparsify_model
 from .verify import verify_saved
 
 BROKEN, WRONG, UNEXPECTED, INTERRUPTED = 1, 2, 3, 130
@@ -34,6 +35,7 @@ secateurs inspect torchvision:resnet18
 secateurs init run.toml
 secateurs compare run.toml --out runs/compared
 secateurs prune run.toml
+secateurs sparsify run.toml --compression 10
 secateurs report runs/a
 secateurs verify runs/a
 secateurs export runs/a --onnx model.onnx
@@ -120,6 +122,7 @@ def common(
 app.command("inspect")(inspect_model)
 app.command("init")(init_config)
 app.command("prune")(prune_model)
+app.command("sparsify")(sparsify_model)
 app.command("compare")(compare_criteria)
 app.command("report")(report_saved)
 app.command("verify")(verify_saved)

@@ -16,7 +16,7 @@ from ..atomic import read_text
 from ..compare.options import CompareOptions
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD
 from ..errors import ConfigError, nearest
-from ..process.options import Options
+from ..process.options import Options, SparsifyOptions
 from .datasets import SCHEMES, is_built_in
 from .models import parse_shape
 
@@ -146,6 +146,35 @@ class PruneSection(Options):
         return self.model_dump(exclude={"criterion"})
 
 
+class SparsifySection(SparsifyOptions):
+    """How to mask: the options of `secateurs.sparsify`, the target and the saliency. Exactly one
+    of compression, sparsity and pattern is given."""
+
+    model_config = ConfigDict(strict=True)
+
+    compression: Annotated[float | None, Field(examples=[10.0])] = None
+    """Parameters of the network / those that are left."""
+    sparsity: Annotated[float | None, Field(examples=[0.9])] = None
+    """The fraction of the parameters that goes."""
+    pattern: Annotated[str | None, Field(examples=["2:4"])] = None
+    """N:M, at most N of every M neighbours along what a weight reads."""
+    saliency: str = "magnitude"
+    """What decides which weights go: magnitude, taylor, obd, gauss-newton, random."""
+
+    @field_validator("only", "ignore", "trackers", "turns", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else _tuple(value)
+
+    @field_validator("band", mode="before")
+    @classmethod
+    def _pair(cls, value: Any) -> Any:
+        try:
+            return tuple(map(float, value.split(","))) if isinstance(value, str) else _tuple(value)
+        except ValueError:
+            raise ValueError("must be two numbers with a comma between them") from None
+
+
 class CompareSection(CompareOptions):
     """How to compare: the options of `secateurs.compare`, the criteria and where they run."""
 
@@ -182,6 +211,7 @@ class Config(Section):
     data: DataSection
     budget: BudgetSection = Field(default_factory=BudgetSection)
     prune: PruneSection = Field(default_factory=PruneSection)
+    sparsify: SparsifySection = Field(default_factory=SparsifySection)
     compare: CompareSection = Field(default_factory=CompareSection)
 
 
@@ -191,6 +221,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "budget": BudgetSection,
     "compare": CompareSection,
     "prune": PruneSection,
+    "sparsify": SparsifySection,
 }
 
 

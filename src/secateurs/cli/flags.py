@@ -60,6 +60,28 @@ Inputs: TypeAlias = Annotated[
     ),
 ]
 
+ConfigFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="CONFIG.toml",
+        help="The configuration, as `secateurs init` writes it; flags override it.",
+    ),
+]
+ModelFlag: TypeAlias = Annotated[str | None, typer.Option("--model", metavar="MODEL", help=MODELS)]
+Out: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Where the weights, the plan, the history and checkpoints go."
+    ),
+]
+Resume: TypeAlias = Annotated[
+    bool, typer.Option("--resume", help="Go on from the checkpoint in --out, if there is one.")
+]
+Overwrite: TypeAlias = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the result that --out holds already.")
+]
+Progress: TypeAlias = Annotated[bool, typer.Option(help="Show live progress on stderr.")]
+
 # How a key is known on the command line, where its type does not tell.
 METAVARS = {
     "train": "DATA",
@@ -72,10 +94,19 @@ METAVARS = {
     "forms": "FORM",
     "budgets": "FRACTION",
     "sensitivity": "FRACTION",
+    "turns": "PATTERN",
+    "band": "LOW,HIGH",
+    "pattern": "N:M",
     "mean": "N,N,N",
     "std": "N,N,N",
 }
-UNSET = {"device": "what Accelerate finds", "only": "all", "criteria": "all"}
+UNSET = {
+    "normalize": "by the saliency",
+    "turns": "all together",
+    "device": "what Accelerate finds",
+    "only": "all",
+    "criteria": "all",
+}
 
 
 def with_sections(*sections: tuple[type[BaseModel], str]) -> Callable[..., Callable[..., None]]:
@@ -101,7 +132,7 @@ def with_sections(*sections: tuple[type[BaseModel], str]) -> Callable[..., Calla
 
 def _parameter(name: str, field: FieldInfo, title: str) -> inspect.Parameter:
     kind: Any = field.annotation
-    several = get_origin(kind) is tuple and name not in ("mean", "std")
+    several = get_origin(kind) is tuple and name not in ("mean", "std", "band")
     # no default of its own: what is not given must not hide the value of the configuration
     text = f"{' '.join((field.description or '').split())}{_default(name, field)}"
     # a choice is checked where the configuration is, with the same words

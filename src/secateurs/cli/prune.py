@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, FileError
+from ..errors import ConfigError
 from ..report.extra import check_installed, installed
 from . import flags
 from .config import Config, DataSection, PruneSection, make_config
 from .datasets import evaluation, train_batches
-from .models import build, example_inputs, is_saved
+from .job import keep, open_model, writable
 from .objects import find_loss, importable
 from .report import PAGE
-from .saved import CONFIG, ZOOS, original_of
+from .saved import CONFIG
 
 if TYPE_CHECKING:
     from ..process.result import PruneResult
@@ -27,14 +27,8 @@ SECTIONS = ((DataSection, r"Data, \[data]"), (PruneSection, r"How to prune, \[pr
 @flags.with_sections(*SECTIONS)
 def prune_model(
     context: typer.Context,
-    config: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="CONFIG.toml",
-            help="The configuration, as `secateurs init` writes it; flags override it.",
-        ),
-    ] = None,
-    model: Annotated[str | None, typer.Option(metavar="MODEL", help=flags.MODELS)] = None,
+    config: flags.ConfigFile = None,
+    model: flags.ModelFlag = None,
     original: flags.Original = None,
     weights: flags.Weights = None,
     input_shape: flags.InputShape = None,
@@ -47,18 +41,9 @@ def prune_model(
             "number; again for a further measure. Replaces all of [budget].",
         ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Where the weights, the plan, the history and checkpoints go."
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint in --out, if there is one.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the result that --out holds already.")
-    ] = False,
+    out: flags.Out = None,
+    resume: flags.Resume = False,
+    overwrite: flags.Overwrite = False,
     report: Annotated[
         bool | None,
         typer.Option(
@@ -68,7 +53,7 @@ def prune_model(
             show_default=False,
         ),
     ] = None,
-    progress: Annotated[bool, typer.Option(help="Show live progress on stderr.")] = True,
+    progress: flags.Progress = True,
     **values: Any,
 ) -> None:
     """Prune a trained model to a budget: fine-tune, remove the least important units, repeat.
@@ -146,14 +131,10 @@ def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> Pr
     from .. import prune
 
     data, how = config.data, config.prune
-    source = config.model
-    network = build(source.path, source.weights, how.seed, source.original)
-    if source.weights is None and source.path.partition(":")[0] in ZOOS:
-        typer.echo("note: the weights are random; --weights takes trained ones", err=True)
-    inputs = example_inputs(source.path, network, source.input_shape, source.inputs)
+    network, inputs = open_model(config.model, how.seed)
     loss = find_loss(data.loss)
     train, evaluate = train_batches(data, inputs), evaluation(data, inputs)
-    _writable(config.out, replace=resume or overwrite)
+    writable(config.out, replace=resume or overwrite)
     return prune(
         network,
         inputs,
@@ -171,38 +152,12 @@ def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> Pr
     )
 
 
-def _writable(folder: Path, *, replace: bool) -> None:
-    """Make the output directory now: hours later is too late to learn that it cannot be made."""
-    from ..files.store import WEIGHTS
-
-    if not replace and (folder / WEIGHTS).exists():
-        raise FileError(f"{folder} holds a result already; give another --out, or --overwrite")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise FileError(f"cannot write to {folder}: {error}; give another --out") from error
-
-
 def _write(config: Config, result: PruneResult) -> None:
-    from .. import Plan, save
-    from ..atomic import write_text
     from ..files.store import HISTORY, PLAN, WEIGHTS
     from ..report.record import RECORD, SCORES
 
-    source = config.model
-    if is_saved(source.path):
-        # so that the new folder stands by itself: from the class, not from the older folder
-        before = Plan.load(Path(source.path) / PLAN)
-        folder = save(result.model, before.then(result.plan), config.out, history=result.history)
-        origin = original_of(source.path, source.original)
-        config = config.model_copy(update={"model": source.model_copy(update={"original": origin})})
-        stale = [PAGE, RECORD, SCORES]
-    else:
-        folder = result.save(config.out)
-        stale = [PAGE]
-    for name in stale:  # of an older result: they tell of another network
-        (folder / name).unlink(missing_ok=True)
-    write_text(folder / CONFIG, config.model_dump_json(indent=1, by_alias=True))
+    keep(config, result, result.plan, (PAGE, RECORD, SCORES))
+    folder = config.out
     typer.echo(f"{result}\n")
     for name, what in (
         (WEIGHTS, "weights of the pruned model"),

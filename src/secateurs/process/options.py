@@ -125,9 +125,9 @@ class SparsifyOptions(Training):
     """A weight goes at this part of the threshold, and comes back above that part of it."""
     scope: Literal["global", "layer"] = "global"
     """Whether weights are compared over all layers, or every layer keeps the same fraction."""
-    normalize: Literal["standard", "none"] | None = None
+    normalize: Literal["auto", "standard", "none"] = "auto"
     """How layers are made comparable: in standard deviations from the mean of the layer, or as
-    they are; by default standard where the weights alone tell their saliency."""
+    they are; auto is standard where the weights alone tell their saliency, else none."""
     statistics: Literal["start", "now"] = "start"
     """Whether mean and deviation of a layer are those before the first removal, or taken anew."""
     biases: bool = True

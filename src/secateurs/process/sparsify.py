@@ -24,7 +24,7 @@ from .mask_checkpoint import MaskCheckpoint
 from .options import SparsifyOptions, validated
 from .run import Callback, Evaluate, Hooks, Run
 from .sparsify_result import SparsifyResult
-from .stream import seed_everything
+from .stream import seed_update
 from .training import OptimizerFactory, SchedulerFactory
 
 log = logging.getLogger("secateurs")
@@ -214,7 +214,8 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
     def _before_update(self) -> bool:
         if self.asked():
             return False
-        seed_everything(self.options.seed, 2, self.update)  # so that every update is a safe point
+        # so that every update is a safe point
+        seed_update(self.trainer.device, self.options.seed, 2, self.update)
         since = self.update - self.options.warmup
         pools = [pool for pool in self.pools if self._due(pool, since)]
         if pools:
@@ -246,12 +247,7 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
                 for name in pool.names
             }
             new |= pool.rule.choose(stand, terms, pool.done(update, options.schedule))
-        pruned = spliced = 0
-        for name, mask in new.items():
-            before = self.masks[name]
-            pruned += int((before & ~mask).sum())
-            spliced += int((mask & ~before).sum())
-            self.masks.set(name, mask)
+        pruned, spliced = self._put(new)
         kept = self.masks.kept_by_layer()
         self.changes.append(
             {
@@ -262,6 +258,18 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
                 "layers": kept,
             }
         )
+
+    def _put(self, new: dict[str, Tensor]) -> tuple[int, int]:
+        """Put masks in place; what shares one is kept where all keep it. How many go and come."""
+        old = {name: self.masks[name] for name in new}
+        agreed: dict[int, Tensor] = {}
+        for name, mask in new.items():
+            agreed[id(old[name])] = agreed.get(id(old[name]), mask) & mask
+        for name in new:
+            self.masks.set(name, agreed[id(old[name])])
+        pairs = [(old[name], self.masks[name]) for name in new]
+        gone = sum(int((before & ~after).sum()) for before, after in pairs)
+        return gone, sum(int((after & ~before).sum()) for before, after in pairs)
 
     def _saliencies(self, names: list[str]) -> dict[str, Tensor]:
         """Of the dense weights, in the masked network."""
@@ -282,8 +290,8 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
 
     def _terms(self, found: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
         """What makes the saliencies of layers comparable: their mean and deviation, or nothing."""
-        by = self.options.normalize or ("none" if self.saliency.needs else "standard")
-        if by == "none":
+        by = self.options.normalize
+        if by == "none" or (by == "auto" and self.saliency.needs):
             return dict.fromkeys(layers_of(found), (0.0, 1.0))
         if self.options.statistics == "now":
             return statistics(found)
@@ -329,7 +337,7 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
         self.masks = masks.to(self.trainer.device)
         del self.history[length:]
         self.losses, self.changes = [], []
-        return True
+        return length > 1  # before that, there is nothing to keep
 
     # ------------------------------------------------------------------ checkpoints
     def load(self, directory: Path) -> MaskCheckpoint:

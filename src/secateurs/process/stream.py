@@ -20,6 +20,17 @@ def seed_everything(*numbers: int) -> None:
     set_seed(seed)
 
 
+def seed_update(device: torch.device, *numbers: int) -> None:
+    """Seed what an update may draw from; on a CPU ten times as fast as `seed_everything`."""
+    if device.type != "cpu":
+        seed_everything(*numbers)
+        return
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - a model may draw from it
+    torch.default_generator.manual_seed(seed)
+
+
 @contextlib.contextmanager
 def own_randomness(*numbers: int) -> Iterator[None]:
     """Draw from a seed of one's own, and leave every generator as it was."""

@@ -288,8 +288,10 @@ class Masks(Mapping[str, Tensor]):
             rows.append((layer, f"{total:,}", f"{kept:,}", f"{kept / total:.2%}"))
         if self.others:
             rows.append(("without a mask", f"{self.beside:,}", f"{self.beside:,}", "100.00%"))
-        title = f"{self.kept:,} of {self.total:,} parameters kept: {self.compression:.1f}×"
-        return render(title, ("layer", "parameters", "kept", "share"), rows)
+        rows.append(("all", f"{self.total:,}", f"{self.kept:,}", f"{self.kept / self.total:.2%}"))
+        return render(
+            f"compressed {self.compression:.1f}×", ("layer", "parameters", "kept", "share"), rows
+        )
 
     def __repr__(self) -> str:
         return f"Masks({len(self)} parameters, {self.kept:,} of {self.total:,} kept)"

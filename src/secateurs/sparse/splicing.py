@@ -153,7 +153,7 @@ class Pattern:
 
     def _of(self, values: Tensor, n: int, axis: int) -> Tensor:
         groups = values.movedim(axis, -1).unflatten(-1, (-1, self.m))
-        first = groups.argsort(-1, descending=True, stable=True)[..., :n]
+        first = groups.argsort(dim=-1, descending=True, stable=True)[..., :n]
         chosen = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, first, True)
         chosen &= groups > -torch.inf  # nothing comes back that may not
         return chosen.flatten(-2).movedim(-1, axis).contiguous()

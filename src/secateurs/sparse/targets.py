@@ -160,6 +160,8 @@ def reading_axes(
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Along which dimension a pattern lies: the first one that the trace saw the weight read by.
 
+    Where it saw none, in a recurrent cell for one, that is dimension 1, as in all of PyTorch's own.
+
     Returns:
         (parameter -> dimension, parameter -> why a pattern cannot be laid on it); nothing where no
         pattern is asked for.
@@ -172,13 +174,12 @@ def reading_axes(
     reads = {key for key, role in graph.analysis.roles.items() if role == "reads"}
     for name in names:
         shape = masks[name].shape
-        dims = [d for d in range(len(shape)) for path in masks.paths(name) if (path, d) in reads]
-        if not dims:
-            left[name] = "the trace saw nothing read along one of its dimensions"
-        elif shape[dims[0]] % m:
-            left[name] = f"it reads {shape[dims[0]]}, no multiple of {m}"
+        dims = (d for d in range(len(shape)) for path in masks.paths(name) if (path, d) in reads)
+        dim = next(dims, 1)
+        if shape[dim] % m:
+            left[name] = f"it reads {shape[dim]}, no multiple of {m}"
         else:
-            axes[name] = dims[0]
+            axes[name] = dim
     if not axes:
         raise BudgetError(f"no layer can have the pattern {target.pattern}: {_first(left)}")
     return axes, left

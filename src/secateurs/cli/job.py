@@ -1,0 +1,81 @@
+"""What the commands that change a model share: the model, and the folder of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import typer
+
+from ..errors import FileError
+from .config import Config, ModelSection
+from .models import build, example_inputs, is_saved
+from .saved import CONFIG, ZOOS, original_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..plan import Plan
+
+
+class Result(Protocol):
+    """What a run gives back, as far as it is written down here."""
+
+    model: nn.Module
+    history: list[dict[str, Any]]
+
+    def save(self, directory: str | Path) -> Path: ...
+
+
+def open_model(source: ModelSection, seed: int) -> tuple[nn.Module, Any]:
+    """The model of a configuration, and its example inputs."""
+    network = build(source.path, source.weights, seed, source.original)
+    if source.weights is None and source.path.partition(":")[0] in ZOOS:
+        typer.echo("note: the weights are random; --weights takes trained ones", err=True)
+    return network, example_inputs(source.path, network, source.input_shape, source.inputs)
+
+
+def writable(folder: Path, *, replace: bool) -> None:
+    """Make the output directory now: hours later is too late to learn that it cannot be made.
+
+    Raises:
+        FileError: it cannot be made, or holds a result already.
+    """
+    from ..files.store import WEIGHTS
+
+    if not replace and (folder / WEIGHTS).exists():
+        raise FileError(f"{folder} holds a result already; give another --out, or --overwrite")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise FileError(f"cannot write to {folder}: {error}; give another --out") from error
+
+
+def keep(config: Config, result: Result, plan: Plan, records: Iterable[str]) -> None:
+    """Write a result, and the configuration that made it.
+
+    Args:
+        config: its `out` is the folder.
+        result: it saves itself; over a saved folder the plan of that one comes first, so that
+            the new folder stands by itself: from the class, not from the older folder.
+        plan: what the run removed.
+        records: the page, and files of an older result that tell of another network then.
+    """
+    from .. import Plan, save
+    from ..atomic import write_text
+    from ..files.store import PLAN
+
+    source, (page, *others) = config.model, records
+    if is_saved(source.path):
+        before = Plan.load(Path(source.path) / PLAN)
+        folder = save(result.model, before.then(plan), config.out, history=result.history)
+        origin = original_of(source.path, source.original)
+        config = config.model_copy(update={"model": source.model_copy(update={"original": origin})})
+        stale = [page, *others]
+    else:
+        folder = result.save(config.out)
+        stale = [page]
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)
+    write_text(folder / CONFIG, config.model_dump_json(indent=1, by_alias=True))

@@ -1,0 +1,109 @@
+"""`secateurs sparsify`: single weights pruned and spliced, from a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from . import flags
+from .config import Config, DataSection, SparsifySection, make_config
+from .datasets import evaluation, train_batches
+from .job import keep, open_model, writable
+from .objects import find_loss, importable
+from .report import PAGE
+
+if TYPE_CHECKING:
+    from ..process.sparsify_result import SparsifyResult
+
+SECTIONS = ((DataSection, r"Data, \[data]"), (SparsifySection, r"How to prune, \[sparsify]"))
+
+
+@flags.with_sections(*SECTIONS)
+def sparsify_model(
+    config: flags.ConfigFile = None,
+    model: flags.ModelFlag = None,
+    original: flags.Original = None,
+    weights: flags.Weights = None,
+    input_shape: flags.InputShape = None,
+    inputs: flags.Inputs = None,
+    out: flags.Out = None,
+    resume: flags.Resume = False,
+    overwrite: flags.Overwrite = False,
+    progress: flags.Progress = True,
+    **values: Any,
+) -> None:
+    """Prune single weights of a trained model while it trains on, and splice some back.
+
+    ```
+    secateurs sparsify run.toml --compression 100
+    secateurs sparsify --model my_model:build --input-shape 1,1,28,28 \\
+        --train my_data:train --loss cross_entropy --evaluate my_data:accuracy \\
+        --compression 100 --out runs/a
+    ```
+
+    Give one of --compression, --sparsity and --pattern. Zeros make a network neither smaller nor
+    faster by themselves.
+    """
+    given = make_config(
+        config,
+        {
+            "model": {
+                "path": model,
+                "class": original,
+                "weights": weights,
+                "input_shape": input_shape or None,
+                "inputs": inputs,
+            },
+            "data": {name: values[name] for name in DataSection.model_fields},
+            "sparsify": {n: values[n] for n in SparsifySection.model_fields if values[n] != []},
+            "out": out,
+        },
+        budget=False,
+    )
+    importable(([config.parent] if config else []) + [Path.cwd()])
+    result = _run(given, resume=resume, overwrite=overwrite, progress=progress)
+    _write(given, result)
+    if result.stopped in ("done", "floor"):
+        return
+    if result.stopped == "interrupted":
+        typer.echo("note: what is done is saved; go on with --resume", err=True)
+        raise typer.Exit(130)
+    typer.echo("note: the loss was not finite; the last good network is kept, try a smaller --lr",
+               err=True)  # fmt: skip
+    raise typer.Exit(1)
+
+
+def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> SparsifyResult:
+    from .. import sparsify
+
+    data, how = config.data, config.sparsify
+    network, inputs = open_model(config.model, how.seed)
+    loss = find_loss(data.loss)
+    train, evaluate = train_batches(data, inputs), evaluation(data, inputs)
+    writable(config.out, replace=resume or overwrite)
+    return sparsify(
+        network,
+        inputs,
+        train=train,
+        loss=loss,
+        evaluate=evaluate,
+        metric=data.metric_name,
+        mode=data.mode,
+        out=config.out,
+        resume=resume,
+        progress=progress,
+        **how.model_dump(),
+    )
+
+
+def _write(config: Config, result: SparsifyResult) -> None:
+    from ..files.store import HISTORY, WEIGHTS
+    from ..plan import Plan
+    from ..report.record import RECORD, SCORES
+
+    keep(config, result, Plan({}, {}, {}), (PAGE, RECORD, SCORES))
+    typer.echo(f"{result}\n")
+    typer.echo(f"{config.out / WEIGHTS}  weights, zero where they are gone")
+    typer.echo(f"{config.out / HISTORY}  every evaluation and every change of the masks")
