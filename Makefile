@@ -134,6 +134,14 @@ reproduce-quick:  ## a small form of the four: ten minutes
 obd: $(VENV)/.test  ## Optimal Brain Damage on digits: predicted and true change, retraining
 	$(REPRODUCE) benchmarks/obd_digits.py $(WITH) --results $(RUNS)/obd.jsonl --out $(PAGES)/obd.md
 
+.PHONY: splicing splicing-quick
+splicing: $(VENV)/.test  ## dynamic network surgery on MNIST: LeNet-5 and LeNet-300-100
+	$(REPRODUCE) benchmarks/splicing.py $(WITH) --results $(RUNS)/splicing.jsonl \
+		--out $(PAGES)/splicing.md
+
+splicing-quick:  ## a small form of it: a minute
+	$(MAKE) splicing QUICK=1
+
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

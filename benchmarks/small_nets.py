@@ -8,6 +8,21 @@ from torch import Tensor, nn
 CLASSES = 10  # of CIFAR-10 and of Fashion-MNIST
 
 
+def lenet_300_100() -> nn.Sequential:
+    """The fully connected LeNet of the pruning papers: 784-300-100-10, 266,610 weights.
+
+    Source: LeCun et al. 1998, Gradient-based learning applied to document recognition.
+    """
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(784, 300),
+        nn.ReLU(),
+        nn.Linear(300, 100),
+        nn.ReLU(),
+        nn.Linear(100, CLASSES),
+    )
+
+
 class Block(nn.Module):
     """Two 3 × 3 convolutions that halve the image, around a 1 × 1 shortcut."""
 

@@ -13,7 +13,7 @@ import fashion
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from small_nets import ResNet8, alexnet, vgg
+from small_nets import ResNet8, alexnet, lenet_300_100, vgg
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -230,6 +230,16 @@ TASKS = {
             each=30,
             lr=0.02,
             given=lenet.weights_path,
+        ),
+        Task(
+            "lenet-300-100",
+            "LeNet-300-100, MNIST",
+            lenet_300_100,
+            _mnist,
+            training=(10_000, 0.05),
+            updates=1500,
+            each=30,
+            lr=0.02,
         ),
         Task(
             "resnet8",

@@ -1,0 +1,235 @@
+"""Dynamic network surgery on MNIST: LeNet-5 and LeNet-300-100, with and without splicing.
+
+Source: Guo, Yao, Chen, Dynamic Network Surgery for Efficient DNNs (2016), section 3.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import typer
+from cells import SEEDS, called, read, run_cells, train_bases
+from splicing_page import document
+from tasks import TASKS
+from torch import Tensor, nn
+
+import secateurs as sc
+from secateurs.atomic import write_text
+from secateurs.sparse.masks import Masks
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is sparsified; chosen on held-out training images.
+
+    Attributes:
+        updates: weight updates in all.
+        lr, decay: first rate, and weight decay.
+        clip: the largest norm of a gradient, which reaches what is pruned too.
+        hold: the part of the updates before the rate falls along a cosine.
+        start: compression in one go before the first update; from there the way is a cubic.
+        options: of `sc.sparsify`.
+    """
+
+    updates: int
+    lr: float
+    decay: float
+    clip: float
+    hold: float
+    start: float
+    options: dict[str, Any]
+
+
+RECIPES = {
+    "lenet5": Recipe(
+        updates=12_000,
+        lr=0.02,
+        decay=5e-4,
+        clip=1.0,
+        hold=0.5,
+        start=20,
+        options={"ramp": 0.4, "stop": 0.75, "every": 20, "precision": "bf16"},
+    ),
+    "lenet-300-100": Recipe(
+        updates=10_000,
+        lr=0.02,
+        decay=1e-3,
+        clip=4.0,
+        hold=0.5,
+        start=1,
+        options={"ramp": 0.5, "stop": 0.75},
+    ),
+}
+QUICK = "lenet-300-100"  # that of the quick form
+COMPRESSIONS = {"lenet5": (108.0, 150.0, 300.0), "lenet-300-100": (56.0, 80.0)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run; compression 1 is the dense network, trained on for as many updates."""
+
+    net: str
+    compression: float
+    splice: bool
+    seed: int
+    scale: float = 1.0
+    validation: bool = False
+
+
+class ClippedSGD(torch.optim.SGD):
+    """SGD on gradients of a limited norm."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], clip: float, **options: Any):
+        super().__init__(parameters, momentum=0.9, nesterov=True, **options)
+        self.clip = clip
+
+    def step(self, closure: Any = None) -> Any:
+        own = [p for group in self.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(own, self.clip)
+        return super().step(closure)
+
+
+def objective(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The mean loss, on images whose strides say that channels come last: convolutions ask."""
+    images, labels = batch
+    images = images.reshape(len(images), *images.shape[2:], 1).permute(0, 3, 1, 2)
+    return F.cross_entropy(model(images), labels)
+
+
+def run(cell: Cell) -> tuple[Cell, dict]:
+    """Sparsify a base network, and read the error once."""
+    task, recipe, started = TASKS[cell.net], RECIPES[cell.net], time.perf_counter()
+    train, test = task.data(cell.validation)
+    base, example = task.trained(cell.seed, cell.validation), train.standardised(slice(1))
+    settings = {"train": train, "objective": objective, "normalize": "none", "device": "cpu"}
+    settings |= {"seed": cell.seed, "progress": False, **recipe.options}
+    model = copy.deepcopy(base).to(memory_format=torch.channels_last)  # a third faster
+    start = min(recipe.start, cell.compression)
+    begun = sc.sparsify(
+        model, example, compression=start, schedule="one-shot", updates=0, **settings
+    )
+    result = sc.sparsify(
+        begun.unbaked(),
+        example,
+        masks=begun.masks,
+        compression=cell.compression,
+        splice=cell.splice,
+        updates=round(recipe.updates * cell.scale),
+        optimizer=lambda parameters: ClippedSGD(
+            parameters, recipe.clip, lr=recipe.lr, weight_decay=recipe.decay
+        ),
+        scheduler=partial(falling, hold=recipe.hold),
+        **settings,
+    )
+    model = result.model.to(memory_format=torch.contiguous_format)
+    if cell.compression > 1:
+        model = sc.remove_dead(model, example)
+    kept = Masks.from_zeros(model)
+    return cell, {
+        "base": test.error(base),
+        "error": test.error(model),
+        "total": result.masks.total,
+        "kept": kept.kept,
+        "layers": shares(kept, base),
+        "units": {name: len(p) for name, p in model.named_parameters() if p.dim() > 1},
+        "losses": [record["loss"] for record in result.history[1:]],
+        "spliced": sum(record["spliced"] for record in result.history),
+        "pruned": sum(record["pruned"] for record in result.history),
+        "updates": result.history[-1]["update"],
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def falling(
+    optimizer: torch.optim.Optimizer, updates: int, hold: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The rate holds for a part of the updates, and then falls to nothing along a cosine."""
+
+    def factor(update: int) -> float:
+        return 0.5 + 0.5 * math.cos(math.pi * max(update / max(updates, 1) - hold, 0) / (1 - hold))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def shares(kept: Masks, base: nn.Module) -> dict[str, float]:
+    """Layer -> the fraction of its weights, without biases, that is left."""
+    return {
+        name.removesuffix(".weight"): int(kept[name].sum()) / p.numel()
+        for name, p in base.named_parameters()
+        if p.dim() > 1
+    }
+
+
+def cells(nets: Iterable[str], seeds: int, scale: float, validation: bool) -> list[Cell]:
+    """Everything on the page, what matters most first."""
+    out = []
+    for net in nets:
+        kinds = [(ratio, splice) for splice in (True, False) for ratio in COMPRESSIONS[net]]
+        out += [
+            Cell(net, compression, splice, seed, scale, validation)
+            for (compression, splice), seed in product([*kinds, (1.0, True)], range(seeds))
+        ]
+    return out
+
+
+def line(record: dict) -> str:
+    """What is printed of a run."""
+    ratio = record["total"] / record["kept"]
+    return (
+        f"{record['net']} {record['compression']:g}x splice={record['splice']} "
+        f"seed {record['seed']}: {record['base']:.2f} -> {record['error']:.2f}% "
+        f"at {ratio:.1f}x, {record['seconds']:.0f} s"
+    )
+
+
+def told(recipe: Recipe) -> str:
+    """The recipe in words."""
+    options = ", ".join(f"{name}={value!r}" for name, value in recipe.options.items())
+    start = f", {recipe.start:g}× in one go before the first update" if recipe.start > 1 else ""
+    return (
+        f"SGD with Nesterov momentum 0.9, rate {recipe.lr:g} and from {recipe.hold:.0%} of the "
+        f"updates on along a cosine to 0, weight decay {recipe.decay:g},\ngradients clipped at "
+        f"norm {recipe.clip:g}; `sc.sparsify` with normalize='none', {options}{start}."
+    )
+
+
+def main(
+    quick: bool = typer.Option(False, help="LeNet-300-100, one seed, a tenth of the updates."),
+    seeds: int = typer.Option(SEEDS, help="Seeds, from 0, each with its own base network."),
+    jobs: int = typer.Option(2, help="Processes, of one thread each."),
+    net: str = typer.Option("", help="Only this network."),
+    validation: bool = typer.Option(False, help="Train without, and judge on, held-out images."),
+    results: str = typer.Option("runs/splicing.jsonl", help="A line a finished run; resumed."),
+    out: str = typer.Option("", help="The page to write; it is printed in any case."),
+    done: bool = typer.Option(False, help="Run nothing; make the page of what is finished."),
+) -> None:
+    """Run what is missing, and make the page."""
+    nets, seeds, scale = (
+        ([QUICK], 1, 0.1) if quick else ([net] if net else list(RECIPES), seeds, 1.0)
+    )
+    todo = cells(nets, seeds, scale, validation)
+    if done:
+        finished = read(Path(results), Cell)
+        records = [finished[cell] for cell in todo if cell in finished]
+    else:
+        train_bases(((name, seed, validation) for name, seed in product(nets, range(seeds))), jobs)
+        records = run_cells(run, todo, results, jobs, line)
+    recipes = {name: told(RECIPES[name]) for name in nets}
+    page = document(records, called("splicing", quick, seeds), recipes, len(todo))
+    print(page)
+    if out:
+        write_text(out, page)
+
+
+if __name__ == "__main__":
+    typer.run(main)
