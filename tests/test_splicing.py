@@ -233,10 +233,10 @@ def test_a_layer_that_starts_at_zero_is_pruned_like_any_other():
     model = small()
     nn.init.zeros_(model[2].weight)
     nn.init.zeros_(model[2].bias)
-    kept = run(model, sparsity=0.8, updates=60).masks.kept_by_layer()
+    kept = run(model, sparsity=0.8).masks.kept_by_layer()
     assert sum(kept.values()) == 160
-    assert kept["0"] > 40
-    assert 1 < kept["2"] < 120
+    assert kept["0"] > 80
+    assert kept["2"] > 8
 
 
 def test_thresholds_are_in_deviations_whatever_the_saliency():

@@ -144,6 +144,9 @@ class Masks(Mapping[str, Tensor]):
     def share(self, name: str, with_name: str) -> None:
         """Let a parameter have the mask of another one, now and after every change of either.
 
+        `secateurs.sparsify` chooses for them together, by the mean of what each is worth in its
+        layer.
+
         Raises:
             MaskError: one of the two has no mask, or their shapes differ.
         """
