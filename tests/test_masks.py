@@ -77,6 +77,18 @@ def test_a_tied_weight_has_one_mask_under_both_paths():
     assert masks.total - masks.kept == 66
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_norms_of_any_dimensions_and_reparametrised_layers_have_no_mask():
+    net = nn.Sequential(
+        nn.Linear(4, 4),
+        nn.LayerNorm([3, 4]),
+        nn.utils.weight_norm(nn.Linear(4, 4)),
+        nn.utils.spectral_norm(nn.Linear(4, 4)),
+        nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+    )
+    assert list(Masks.full(net)) == ["0.weight", "0.bias"]
+
+
 def test_counts_follow_the_masks_and_what_has_none_counts_as_kept():
     net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
     masks = Masks.full(net, ["2.weight", "2.bias"])
@@ -86,6 +98,24 @@ def test_counts_follow_the_masks_and_what_has_none_counts_as_kept():
     assert masks.sparsity == pytest.approx(8 / 47)
     assert str(masks).splitlines()[0] == "compressed 1.2×"
     assert str(masks).splitlines()[-1].split() == ["all", "47", "39", "82.98%"]
+
+
+def test_masks_put_together_by_hand_count_the_whole_model():
+    model, tied = recurrent(), torch.zeros(11, 6, dtype=torch.bool)
+    masks = Masks({"head.weight": tied}).of(model)
+    assert masks.total == sum(p.numel() for p in model.parameters())
+    assert masks.total - masks.kept == 66
+    assert masks["embed.weight"] is tied
+    assert list(masks) == ["embed.weight"]
+    with pytest.raises(MaskError, match="differ"):
+        Masks({"head.weight": tied, "embed.weight": ~tied}).of(model)
+    net = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 4))
+    x = torch.randn(8, 20)
+    result = sc.sparsify(
+        net, x, train=[(x, torch.arange(8) % 4)], loss=LOSS, sparsity=0.5, updates=2,
+        masks=Masks({"0.weight": torch.ones(32, 20, dtype=torch.bool)}), progress=False,
+    )  # fmt: skip
+    assert (result.masks.total, result.masks.kept) == (804, 402)
 
 
 def test_masks_that_share_change_together_and_are_counted_each():
@@ -140,6 +170,14 @@ def test_the_dense_weights_are_back_after_an_error():
     with pytest.raises(RuntimeError, match="shapes"), masks.applied(net):
         net(torch.ones(1, 4))
     assert torch.equal(net.weight, before)
+
+
+def test_a_weight_that_is_gone_is_zero_even_if_it_is_infinite():
+    net = nn.Linear(2, 1, bias=False)
+    net.weight.data[:] = torch.tensor([[torch.inf, 2.0]])
+    masks = Masks({"weight": torch.tensor([[False, True]])})
+    with masks.applied(net):
+        assert net.weight.tolist() == [[0.0, 2.0]]
 
 
 def straight_through(model, masks, x, y):

@@ -12,7 +12,7 @@ from tests.networks import NETWORKS, network
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.errors import BudgetError, ConfigError
+from secateurs.errors import BudgetError, ConfigError, MaskError
 from secateurs.process.options import SparsifyOptions
 from secateurs.sparse.masks import Masks
 from secateurs.sparse.splicing import Count, Pattern, Thresholds, standing, statistics
@@ -62,11 +62,11 @@ def count(masks) -> int:
 @given(st.integers(0, 10_000), st.floats(-3, 2), st.booleans())
 def test_given_thresholds_act_as_in_the_paper(seed, c, splice):
     saliency, masks = drawn(seed)
-    rule = Thresholds({"a": c, "b": c / 2}, least=0)
+    rule = Thresholds({name: c / (1 + ("b" in name[0])) for name in SHAPES}, least=0)
     got = rule.choose(stand(saliency, masks, splice=splice), statistics(saliency), 1.0)
     for name in SHAPES:
         mean, deviation = moments(saliency, name[0])
-        t = max(mean + rule.c[name[0]] * deviation, 0.0)
+        t = max(mean + rule.c[name] * deviation, 0.0)
         assert torch.equal(got[name], the_paper(saliency[name], masks[name], t, splice=splice))
 
 
@@ -128,6 +128,120 @@ def test_the_way_to_the_target_is_that_of_zhu_and_gupta():
         assert pool.done(update, "cubic") == pytest.approx(expected)
         assert pool.done(update, "linear") == pytest.approx(min(update, n) / n)
         assert pool.done(update, "one-shot") == 1
+
+
+@given(st.integers(0, 10_000))
+def test_below_zero_too_what_is_kept_stands_above_what_is_gone(seed):
+    saliency = torch.randn(40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    kept = standing(saliency, torch.ones(40, dtype=torch.bool), BAND, splice=True)
+    gone = standing(saliency, torch.zeros(40, dtype=torch.bool), BAND, splice=True)
+    assert (kept > gone).all()
+    rule = Count(40, 20)
+    first = rule.choose({"a.weight": kept}, {"a": (0.0, 1.0)}, 1.0)["a.weight"]
+    again = standing(saliency, first, BAND, splice=True)
+    assert torch.equal(rule.choose({"a.weight": again}, {"a": (0.0, 1.0)}, 1.0)["a.weight"], first)
+
+
+@given(st.integers(0, 10_000), st.integers(6, 60))
+def test_what_shares_a_mask_is_chosen_once_and_counted_twice(seed, keep):
+    saliency, masks = drawn(seed)
+    saliency |= {"c.weight": torch.rand(7, 5, dtype=torch.float64) * 3}
+    masks |= {"c.weight": masks["a.weight"]}
+    terms, own = statistics(saliency), stand(saliency, masks)
+    got = Count(109, keep, 0, (("a.weight", "c.weight"),)).choose(own, terms, 1.0)
+    ranked = []  # the reference: a list of (worth, name, place, how often it counts)
+    for name, values in own.items():
+        of = [(own[n] - terms[n[0]][0]) / terms[n[0]][1] for n in ("a.weight", "c.weight")]
+        mean, deviation = terms[name[0]]
+        worth = sum(of) / 2 if name == "a.weight" else (values - mean) / deviation
+        times = 1 + (name == "a.weight")
+        ranked += [(w, name, i, times) for i, w in enumerate(worth.flatten().tolist())
+                   if name != "c.weight"]  # fmt: skip
+    room, expected = keep, set()
+    for _, name, i, times in sorted(ranked, reverse=True):
+        if times > room:
+            break
+        room -= times
+        expected.add((name, i))
+    assert torch.equal(got["a.weight"], got["c.weight"])
+    assert keep - 1 <= count(got) <= keep
+    assert expected == {(name, i) for name in SHAPES
+                        for i in got[name].flatten().nonzero().flatten().tolist()}  # fmt: skip
+
+
+def test_nothing_comes_back_to_an_emptied_layer_without_splicing():
+    saliency, masks = drawn(0)
+    masks["a.weight"][:] = False
+    own, terms = stand(saliency, masks, splice=False), statistics(saliency)
+    for rule in (Count(74, 20, 2), Thresholds(dict.fromkeys(SHAPES, 0.0), 2)):
+        assert not rule.choose(own, terms, 1.0)["a.weight"].any()
+
+
+def test_a_layer_whose_weights_are_all_alike_starves_no_other():
+    saliency, _ = drawn(0)
+    saliency["a.bias"] /= 10
+    saliency |= {"b.weight": torch.full((4, 7), 0.1), "b.bias": torch.full((4,), 0.1)}
+    everything = {name: torch.ones(shape, dtype=torch.bool) for name, shape in SHAPES.items()}
+    terms = statistics(saliency)
+    assert terms["b"][1] == 0
+    got = Count(74, 37).choose(stand(saliency, everything), terms, 1.0)
+    assert got["a.weight"].sum() > 10
+    assert got["b.weight"].sum() + got["b.bias"].sum() < 32
+
+
+# ---------------------------------------------------------------------- in a run
+def run(model, **settings):
+    torch.manual_seed(0)
+    x = torch.randn(32, model[0].in_features)
+    y = torch.arange(32) % model[-1].out_features
+    quick = {"updates": 20, "every": 1, "gamma": 0.0, "lr": 0.1, "progress": False}
+    return sc.sparsify(
+        model, x, train=[(x, y)], loss=nn.CrossEntropyLoss(), **(quick | settings)
+    )  # fmt: skip
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def square() -> tuple[nn.Sequential, Masks]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 8, bias=False))
+    masks = Masks.full(model)
+    masks.share("0.weight", "2.weight")
+    return model, masks
+
+
+def test_shared_masks_reach_the_target():
+    model, masks = square()
+    result = run(model, masks=masks, sparsity=0.5)
+    assert result.masks.kept == 64
+    assert torch.equal(result.masks["0.weight"], result.masks["2.weight"])
+
+
+@pytest.mark.parametrize(
+    "apart", [{"scope": "layer"}, {"turns": ("0", "2")}, {"ignore": ("0",), "sparsity": 0.2}]
+)
+def test_shared_masks_that_are_chosen_apart_are_refused(apart):
+    model, masks = square()
+    with pytest.raises(MaskError, match="chosen together"):
+        run(model, masks=masks, **({"sparsity": 0.5} | apart))
+
+
+def test_a_layer_that_starts_at_zero_is_pruned_like_any_other():
+    model = small()
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    kept = run(model, sparsity=0.8).masks.kept_by_layer()
+    assert sum(kept.values()) == 160
+    assert kept["0"] > 80
+    assert kept["2"] > 8
+
+
+def test_thresholds_are_in_deviations_whatever_the_saliency():
+    result = run(small(), thresholds={"*": 0.5}, saliency="taylor", updates=3)
+    assert 20 < result.masks.kept < 500  # held against t = 0.5, nothing would be
 
 
 # ---------------------------------------------------------------------- n of m
@@ -195,6 +309,32 @@ def test_a_target_counts_all_parameters_of_the_network():
     assert only.names == ("2.weight", "2.bias")
     first, second = pools_of(model, compression=4, scope="layer")
     assert (first.rule.end, second.rule.end) == (80 * 17 // 116, 36 * 17 // 116)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.f, self.o = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.o.weight = self.e.weight
+
+
+def test_a_tied_weight_belongs_to_the_layers_of_all_its_paths():
+    def names(**settings):
+        return {pool.names: pool.rule for pool in pools_of(Tied(), **settings)}
+
+    (own,) = names(sparsity=0.2, ignore=("o",))
+    assert own == ("e.bias", "f.weight", "f.bias")
+    (own,) = names(sparsity=0.2, only=("o",))
+    assert own == ("e.weight", "o.bias")
+    assert list(names(sparsity=0.2, turns=("o", "*"))) == [
+        ("e.weight", "o.bias"), ("e.bias", "f.weight", "f.bias")
+    ]  # fmt: skip
+    found = names(sparsity={"o": 0.5, "e": 0.0})
+    assert {own: rule.end for own, rule in found.items()} == {
+        ("e.weight",): 18, ("e.bias",): 6, ("o.bias",): 3
+    }  # fmt: skip
+    ((_, rule),) = names(thresholds={"o": 1.0, "e": 2.0}).items()
+    assert rule.c == {"e.weight": 1.0, "e.bias": 2.0, "o.bias": 1.0}
 
 
 def test_biases_may_be_left_out():

@@ -151,8 +151,9 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
     ):
         super().__init__(model, example_inputs, options, hooks, out, resume=resume)
         self.saliency = saliency
-        whole = Masks.full(model) if masks is None else masks.to("cpu")
-        whole.check(model)
+        alone = target.thresholds is not None or not saliency.needs
+        self.standard = {"auto": alone, "standard": True, "none": False}[options.normalize]
+        whole = Masks.full(model) if masks is None else masks.to("cpu").of(model)
         names = chosen(whole, target, options)
         axes, self.left = reading_axes(self.graph, whole, names, target)
         names = [name for name in names if name not in self.left]
@@ -290,13 +291,14 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
 
     def _terms(self, found: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
         """What makes the saliencies of layers comparable: their mean and deviation, or nothing."""
-        by = self.options.normalize
-        if by == "none" or (by == "auto" and self.saliency.needs):
+        if not self.standard:
             return dict.fromkeys(layers_of(found), (0.0, 1.0))
         if self.options.statistics == "now":
             return statistics(found)
         if layers_of(found).keys() - self.terms.keys():
             self.terms = {**statistics(found), **self.terms}
+        if not all(self.terms[layer][1] for layer in layers_of(found)):
+            return statistics(found)  # a layer that started from zeros says nothing: all anew
         return self.terms
 
     # ------------------------------------------------------------------ keeping track

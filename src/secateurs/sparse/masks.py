@@ -10,7 +10,10 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ..errors import FileError, MaskError, nearest
 from ..plan import Plan
@@ -18,6 +21,8 @@ from ..tables import render
 from .splicing import layers_of
 
 Shape: TypeAlias = tuple[int, ...]
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, getattr(nn, "RMSNorm", nn.LayerNorm))
 
 
 class Masks(Mapping[str, Tensor]):
@@ -58,7 +63,7 @@ class Masks(Mapping[str, Tensor]):
             model: whose parameters get a mask; nothing is changed.
             names: paths of parameters; by default all of every layer that has a weight of two or
                 more dimensions (convolutions, linear and recurrent layers, embeddings; biases
-                too). Normalisations and reparametrised weights get none.
+                too). Normalisations and layers with a reparametrised weight get none.
 
         Raises:
             MaskError: there is no parameter of such a path, or none to mask.
@@ -82,6 +87,29 @@ class Masks(Mapping[str, Tensor]):
         for name in masks:
             masks.set(name, parameters[name].detach() != 0)
         return masks
+
+    def of(self, model: nn.Module) -> Masks:
+        """These masks with all that the model has beside them: what they do not hold is counted.
+
+        Masks that were put together by hand know neither the other parameters nor which are tied.
+
+        Raises:
+            MaskError: the masks are not of this model, or tied weights have different ones.
+
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+        >>> few = Masks({"0.weight": torch.zeros(2, 3, dtype=torch.bool)})
+        >>> few.total, few.of(net).total
+        (6, 11)
+        """
+        self.check(model)
+        parameters, alias = _parameters(model)
+        masks: dict[str, Tensor] = {}
+        for name, mask in self._masks.items():
+            first = alias.get(name, name)
+            if not torch.equal(masks.setdefault(first, mask), mask):
+                raise MaskError(f"the tied weights of {first!r} have masks that differ: give one")
+        others = {name: tuple(p.shape) for name, p in parameters.items() if name not in masks}
+        return Masks(masks, others, alias)
 
     # ------------------------------------------------------------------ as a mapping
     def __getitem__(self, name: str) -> Tensor:
@@ -115,6 +143,9 @@ class Masks(Mapping[str, Tensor]):
 
     def share(self, name: str, with_name: str) -> None:
         """Let a parameter have the mask of another one, now and after every change of either.
+
+        `secateurs.sparsify` chooses for them together, by the mean of what each is worth in its
+        layer.
 
         Raises:
             MaskError: one of the two has no mask, or their shapes differ.
@@ -179,7 +210,7 @@ class Masks(Mapping[str, Tensor]):
         dense = [parameter.data for parameter, _ in pairs]
         try:
             for parameter, mask in pairs:
-                parameter.data = parameter.data * mask
+                parameter.data = torch.where(mask, parameter.data, 0)  # inf · 0 would be NaN
             yield model
         finally:
             for (parameter, _), data in zip(pairs, dense, strict=True):
@@ -343,11 +374,19 @@ def _maskable(model: nn.Module, alias: Mapping[str, str]) -> set[str]:
     out = set()
     for path, module in model.named_modules(remove_duplicate=False):
         own = dict(module.named_parameters(recurse=False))
-        if isinstance(module, ParametrizationList) or all(p.dim() < 2 for p in own.values()):
+        if _apart(module) or all(p.dim() < 2 for p in own.values()):
             continue
         paths = (f"{path}.{name}" if path else name for name, p in own.items() if p.dim())
         out |= {alias.get(name, name) for name in paths}
     return out
+
+
+def _apart(module: nn.Module) -> bool:
+    """Whether it is a normalisation, or its weight is made of others at every call."""
+    hooks = module._forward_pre_hooks.values()
+    return isinstance(module, (*_NORMS, ParametrizationList)) or any(
+        isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks
+    )
 
 
 def _known(

@@ -21,7 +21,10 @@ Named: TypeAlias = dict[str, Tensor]
 
 @runtime_checkable
 class Saliency(Protocol):
-    """One number per weight, at least 0, higher = keep.
+    """One number per weight, finite, higher = keep.
+
+    Those that come along are at least 0; one of your own may be negative. Under thresholds that
+    are given (t ≥ 0) a weight goes where it is negative.
 
     Attributes:
         name: how it is called; it tells apart saliencies of other options.

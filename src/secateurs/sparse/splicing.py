@@ -37,6 +37,9 @@ def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
 def standing(saliency: Tensor, mask: Tensor, band: tuple[float, float], *, splice: bool) -> Tensor:
     """What a threshold is held against: S/a where a weight is kept, S/b where it is gone.
 
+    Below zero, where a division would turn the band round, it is S·a and S·b: of one saliency, a
+    weight that is kept never stands lower than one that is gone.
+
     Args:
         saliency, mask: of one shape.
         band: (a, b), the parts of the threshold at which a weight goes and comes back.
@@ -48,12 +51,16 @@ def standing(saliency: Tensor, mask: Tensor, band: tuple[float, float], *, splic
     >>> (standing(s, kept, (0.9, 1.1), splice=False) > 1).tolist()
     [True, False, False]
     """
-    gone = saliency / band[1] if splice else torch.full_like(saliency, -torch.inf)
-    return torch.where(mask, saliency / band[0], gone)
+    low, high = band
+    kept = torch.where(saliency < 0, saliency * low, saliency / low)
+    back = torch.where(saliency < 0, saliency * high, saliency / high)
+    return torch.where(mask, kept, back if splice else -torch.inf)
 
 
 def statistics(saliency: Named) -> dict[str, tuple[float, float]]:
     """Layer -> mean and standard deviation of the saliency over its weights and biases.
+
+    The deviation is exactly 0 where all are equal.
 
     >>> statistics({"0.weight": torch.tensor([[1.0, 3.0]]), "0.bias": torch.tensor([2.0, 2.0])})
     {'0': (2.0, 0.707...)}
@@ -61,7 +68,8 @@ def statistics(saliency: Named) -> dict[str, tuple[float, float]]:
     out = {}
     for layer, names in layers_of(saliency).items():
         values = torch.cat([saliency[name].flatten() for name in names]).double()
-        out[layer] = (float(values.mean()), float(values.std(correction=0)))
+        alike = bool(values.min() == values.max())  # as at a start from zeros
+        out[layer] = (float(values.mean()), 0.0 if alike else float(values.std(correction=0)))
     return out
 
 
@@ -82,16 +90,20 @@ class Rule(Protocol):
 class Count:
     """The best are kept, of all in the pool together.
 
-    With `terms` of the layers this is t = μ + c·σ with one c for all, found.
+    With `terms` of the layers this is t = μ + c·σ with one c for all, found. A layer of deviation 0
+    is measured by its mean instead. What shares a mask goes by the mean of (standing − μ)/σ, and
+    counts as many times as it is shared.
 
     Attributes:
         start, end: how many are kept at the start of the way and at its end.
         least: how many weights stay in each layer, come what may.
+        shared: the parameters that share a mask, in groups.
     """
 
     start: int
     end: int
     least: int = 1
+    shared: tuple[tuple[str, ...], ...] = ()
 
     def choose(self, stand: Named, terms: Terms, done: float) -> dict[str, Tensor]:
         """See `Rule.choose`."""
@@ -99,24 +111,38 @@ class Count:
         scaled = {}
         for name, values in stand.items():
             mean, deviation = terms[layer_of(name)]
-            scaled[name] = ((values - mean) / max(deviation, 1e-30)).masked_fill_(
-                held[name], torch.inf
-            )
+            scale = deviation or abs(mean) or 1.0
+            scaled[name] = ((values - mean) / scale).masked_fill_(held[name], torch.inf)
+        for first, *rest in self.shared:
+            scaled[first] = torch.stack([scaled[first], *map(scaled.pop, rest)]).mean(0)
         flat = torch.cat([values.flatten() for values in scaled.values()])
-        best = _best(flat, round(self.start + (self.end - self.start) * done))
+        count = round(self.start + (self.end - self.start) * done)
+        best = (
+            _best_of_shared(flat, count, self._copies(scaled))
+            if self.shared
+            else _best(flat, count)
+        )
         parts = best.split([values.numel() for values in scaled.values()])
-        return {
+        out = {
             name: part.view(values.shape)
             for (name, values), part in zip(scaled.items(), parts, strict=True)
         }
+        return out | {name: out[first] for first, *rest in self.shared for name in rest}
+
+    def _copies(self, values: Named) -> Tensor:
+        """How often each of these weights counts."""
+        times = {group[0]: len(group) for group in self.shared}
+        return torch.cat(
+            [torch.full_like(own, times.get(name, 1)).flatten() for name, own in values.items()]
+        ).long()
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The paper's own: t = max(μ + c·σ, 0), with c given for each layer.
+    """The paper's own: t = max(μ + c·σ, 0), with c given and μ and σ of the layer.
 
     Attributes:
-        c: layer -> c.
+        c: parameter -> c.
         least: how many weights stay in each layer, come what may.
     """
 
@@ -128,7 +154,7 @@ class Thresholds:
         held, out = _held(stand, self.least), {}
         for name, values in stand.items():
             mean, deviation = terms[layer_of(name)]
-            threshold = max(mean + self.c[layer_of(name)] * deviation, 0.0)
+            threshold = max(mean + self.c[name] * deviation, 0.0)
             out[name] = (values > threshold) | held[name]
         return out
 
@@ -160,13 +186,14 @@ class Pattern:
 
 
 def _held(stand: Named, least: int) -> dict[str, Tensor]:
-    """The best few weights of each layer; biases alone would make no layer."""
+    """The best few weights of each layer, of those that may stay; biases alone make no layer."""
     held = {name: torch.zeros_like(values, dtype=torch.bool) for name, values in stand.items()}
     for names in layers_of(stand).values():
         weights = [name for name in names if stand[name].dim() > 1] or names
         flat = torch.cat([stand[name].flatten() for name in weights])
         best = torch.zeros_like(flat, dtype=torch.bool)
         best[flat.topk(min(least, len(flat))).indices] = True
+        best &= flat > -torch.inf
         for name, part in zip(
             weights, best.split([stand[n].numel() for n in weights]), strict=True
         ):
@@ -185,3 +212,11 @@ def _best(values: Tensor, count: int) -> Tensor:
     )
     chosen[ties[: count - int(chosen.sum())]] = True
     return chosen
+
+
+def _best_of_shared(values: Tensor, count: int, copies: Tensor) -> Tensor:
+    """The same where each counts as often as `copies` says: as many as `count` has room for."""
+    order = values.argsort(descending=True, stable=True)
+    chosen = torch.zeros_like(values, dtype=torch.bool)
+    chosen[order] = copies[order].cumsum(0) <= count
+    return chosen & (values > -torch.inf)

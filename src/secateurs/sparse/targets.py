@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..errors import BudgetError, ConfigError, nearest
+from ..errors import BudgetError, ConfigError, MaskError, nearest
 from ..groups import Graph
 from .masks import Masks
-from .splicing import Count, Pattern, Rule, Thresholds, layers_of
+from .splicing import Count, Pattern, Rule, Thresholds, layer_of, layers_of
 
 if TYPE_CHECKING:
     from ..process.options import SparsifyOptions
@@ -121,24 +121,25 @@ class Pool:
 
 # ---------------------------------------------------------------------- which layers
 def chosen(masks: Masks, target: Target, options: SparsifyOptions) -> list[str]:
-    """The parameters that are to be masked.
+    """The parameters that are to be masked; what is tied belongs to the layers of all its paths.
 
     Raises:
         ConfigError: a pattern matches no layer.
     """
-    layers = layers_of(masks)
+    layers = layers_of(path for name in masks for path in masks.paths(name))
     for pattern in (*options.only, *options.ignore, *options.turns, *(target.layers or ())):
         if not any(fnmatchcase(layer, pattern) for layer in layers):
             raise ConfigError(f"the pattern {pattern!r} matches no layer{nearest(pattern, layers)}")
-    wanted = [
-        layer
-        for layer in layers
-        if not _matches(layer, options.ignore)
-        and (not options.only or _matches(layer, options.only))
-        and (target.layers is None or _matches(layer, target.layers))
-        and (not options.turns or _matches(layer, options.turns))
+    out = [
+        name
+        for name in masks
+        if _first_of(masks, name, options.ignore) is None
+        and all(
+            _first_of(masks, name, patterns) is not None
+            for patterns in (options.only or None, target.layers, options.turns or None)
+            if patterns is not None
+        )
     ]
-    out = [name for layer in wanted for name in layers[layer]]
     if target.pattern is not None or not options.biases:
         out = [name for name in out if masks[name].dim() > 1]
     if not out:
@@ -146,13 +147,11 @@ def chosen(masks: Masks, target: Target, options: SparsifyOptions) -> list[str]:
     return out
 
 
-def _matches(layer: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(layer, pattern) for pattern in patterns)
-
-
-def _value(layer: str, values: Mapping[str, float]) -> float:
-    """Of the first pattern that the layer matches."""
-    return next(value for pattern, value in values.items() if fnmatchcase(layer, pattern))
+def _first_of(masks: Masks, name: str, patterns: Iterable[str]) -> str | None:
+    """The first of these patterns that a layer of the parameter matches, by any of its paths."""
+    layers = [layer_of(path) for path in masks.paths(name)]
+    matches = (p for p in patterns if any(fnmatchcase(layer, p) for layer in layers))
+    return next(matches, None)
 
 
 def reading_axes(
@@ -207,17 +206,37 @@ def make_pools(
 
     Raises:
         BudgetError: a layer would be left with fewer weights than it must keep.
+        MaskError: what shares a mask would not be chosen together.
     """
     turns = options.turns or ("*",)
-    pools: list[Pool] = []
     share = _share(masks, names, target)
-    left = layers_of(names)
-    for turn, pattern in enumerate(turns):
-        own = {layer: left.pop(layer) for layer in list(left) if fnmatchcase(layer, pattern)}
-        for layers, rule in _rules(masks, own, target, share, options, axes):
-            own_names = tuple(name for layer in layers for name in own[layer])
-            pools.append(Pool(own_names, rule, *_span(turn, len(turns), options)))
+    pools = [
+        Pool(own, rule, *_span(turn, len(turns), options))
+        for turn, pattern in enumerate(turns)
+        for own, rule in _rules(
+            masks,
+            [name for name in names if _first_of(masks, name, turns) == pattern],
+            target,
+            share,
+            options,
+            axes,
+        )
+    ]
+    for group in _shared(masks, list(masks)):
+        if set(group) & set(names) and not any(set(group) <= set(pool.names) for pool in pools):
+            raise MaskError(
+                f"{' and '.join(group)} share a mask, so they must be chosen together: in the "
+                "same turn, with scope='global', one sparsity for all, and none of them left out"
+            )
     return pools
+
+
+def _shared(masks: Masks, names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Those of some parameters that share a mask, in groups."""
+    groups: dict[int, list[str]] = {}
+    for name in names:
+        groups.setdefault(id(masks[name]), []).append(name)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
 def _span(turn: int, turns: int, options: SparsifyOptions) -> tuple[int, int, int]:
@@ -230,25 +249,33 @@ def _span(turn: int, turns: int, options: SparsifyOptions) -> tuple[int, int, in
 
 def _rules(
     masks: Masks,
-    own: Mapping[str, list[str]],
+    own: list[str],
     target: Target,
     share: float,
     options: SparsifyOptions,
     axes: Mapping[str, int],
-) -> list[tuple[list[str], Rule]]:
-    """The layers that choose together, and how."""
+) -> list[tuple[tuple[str, ...], Rule]]:
+    """The parameters that choose together, and how."""
     if not own:
         return []
     if target.pattern is not None:
-        return [(list(own), Pattern(*target.n_of_m(), axes))]
+        return [(tuple(own), Pattern(*target.n_of_m(), axes))]
     if target.thresholds is not None:
-        c = {layer: _value(layer, target.thresholds) for layer in own}
-        return [(list(own), Thresholds(c, options.min_keep))]
-    apart = options.scope == "layer" or isinstance(target.sparsity, Mapping)
+        c = {name: target.thresholds[_pattern(masks, name, target)] for name in own}
+        return [(tuple(own), Thresholds(c, options.min_keep))]
+    together: dict[tuple[str, str], list[str]] = {}
+    for name in own:
+        apart = options.scope == "layer" or isinstance(target.sparsity, Mapping)
+        key = (layer_of(name) if apart else "", _pattern(masks, name, target))
+        together.setdefault(key, []).append(name)
     return [
-        (layers, _count(masks, {layer: own[layer] for layer in layers}, target, share, options))
-        for layers in ([[layer] for layer in own] if apart else [list(own)])
+        (tuple(group), _count(masks, group, target, share, options)) for group in together.values()
     ]
+
+
+def _pattern(masks: Masks, name: str, target: Target) -> str:
+    """That of the target which says what becomes of a parameter; '' where one holds for all."""
+    return _first_of(masks, name, target.layers or ()) or ""
 
 
 def _share(masks: Masks, names: list[str], target: Target) -> float:
@@ -277,21 +304,22 @@ def _share(masks: Masks, names: list[str], target: Target) -> float:
 
 def _count(
     masks: Masks,
-    own: Mapping[str, list[str]],
+    names: list[str],
     target: Target,
     share: float,
     options: SparsifyOptions,
 ) -> Count:
-    names = [name for layer in own.values() for name in layer]
+    layers = layers_of(names)
     total = sum(masks[name].numel() for name in names)
     if isinstance(target.sparsity, Mapping):
-        share = 1 - _value(next(iter(own)), target.sparsity)
+        share = 1 - target.sparsity[_pattern(masks, names[0], target)]
     end = math.floor(total * share + 1e-6)
-    least = options.min_keep * len(own)
+    least = options.min_keep * len(layers)
     if end < least:
         raise BudgetError(
-            f"{end:,} of {total:,} parameters of {', '.join(own)} would stay, and every layer "
+            f"{end:,} of {total:,} parameters of {', '.join(layers)} would stay, and every layer "
             f"keeps at least {options.min_keep}: ask for less, or leave small layers out "
             f"(ignore=)"
         )
-    return Count(sum(int(masks[name].sum()) for name in names), end, options.min_keep)
+    start = sum(int(masks[name].sum()) for name in names)
+    return Count(start, end, options.min_keep, _shared(masks, names))
