@@ -127,9 +127,11 @@ class SparsifyOptions(Training):
     """Whether weights are compared over all layers, or every layer keeps the same fraction."""
     normalize: Literal["auto", "standard", "none"] = "auto"
     """How layers are made comparable: in standard deviations from the mean of the layer, or as
-    they are; auto is standard where the weights alone tell their saliency, else none."""
+    they are; auto is standard where the weights alone tell their saliency or thresholds are
+    given, else none."""
     statistics: Literal["start", "now"] = "start"
-    """Whether mean and deviation of a layer are those before the first removal, or taken anew."""
+    """Whether mean and deviation of a layer are those before the first removal, or taken anew;
+    anew in any case where a layer starts with weights that are all alike."""
     biases: bool = True
     """Mask biases too."""
     min_keep: Annotated[int, Field(ge=1)] = 1
