@@ -76,6 +76,12 @@ def test_layers_may_each_have_a_sparsity_and_others_are_left_whole():
     assert result.masks.kept_by_layer() == {"0": 60, "8": round(0.1 * 24 * 257 - 0.5)}
 
 
+def test_a_warm_up_prunes_nothing_where_no_update_follows():
+    result = sparsify(updates=0, warmup=8, evaluate_every=3)
+    total = result.masks.total
+    assert [record["kept"] for record in result.history] == [total] * 3 + [total // 8]
+
+
 @pytest.mark.parametrize("pattern", ["2:4", "1:2"])
 @pytest.mark.parametrize("saliency", ["magnitude", "taylor"])
 def test_a_pattern_is_exact_and_says_what_it_cannot_cover(pattern, saliency):
@@ -215,6 +221,37 @@ def test_a_run_cut_short_at_any_update_resumes_to_the_same_result(tmp_path):
         assert same_masks(resumed.masks, whole.masks)
         for a, b in zip(resumed.history, whole.history, strict=True):
             assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+@pytest.mark.parametrize("end", ["floor", "nan"])
+def test_a_resumed_run_goes_back_to_the_last_evaluation(tmp_path, end):
+    def count(model):
+        return float(sum(int((p != 0).sum()) for p in model.parameters()))
+
+    def losing(calls, stop=None):
+        """A loss that is interrupted at an update, and not finite after the 15th."""
+
+        def loss(output, target):
+            nonlocal calls
+            calls += 1
+            if calls == stop:
+                os.kill(os.getpid(), signal.SIGINT)
+            return LOSS(output, target) * (float("nan") if end == "nan" and calls > 15 else 1.0)
+
+        return loss
+
+    settings = {"evaluate": count, "floor": 2000 if end == "floor" else 0}
+    whole = sparsify(loss=losing(0), **settings)
+    assert whole.stopped == end
+    last = whole.history[-1]["update"]
+    assert 0 < last < 24
+    sparsify(loss=losing(0, last + 2), out=tmp_path, **settings)
+    resumed = sparsify(loss=losing(last + 2), out=tmp_path, resume=True, **settings)
+    assert resumed.stopped == end
+    assert [record["update"] for record in resumed.history] == list(range(0, last + 1, 6))
+    assert same(weights(resumed.model), weights(whole.model))
+    assert same_masks(resumed.masks, whole.masks)
+    assert resumed.masks.kept == resumed.history[-1]["kept"]
 
 
 def test_a_crash_resumes_from_the_last_evaluation(tmp_path):
