@@ -254,6 +254,60 @@ def test_a_resumed_run_goes_back_to_the_last_evaluation(tmp_path, end):
     assert resumed.masks.kept == resumed.history[-1]["kept"]
 
 
+class Drifting(nn.Module):
+    """Takes a running mean of its activations away, which no state dict holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.register_buffer("mean", torch.zeros(6), persistent=False)
+        self.register_buffer("cache", None, persistent=False)
+
+    def forward(self, x):
+        x = self.layer(x)
+        if self.training:
+            self.cache = torch.ones(2)
+            self.mean.copy_(0.9 * self.mean + 0.1 * x.detach().mean(0))
+        return x - self.mean
+
+
+@pytest.mark.parametrize("end", ["done", "nan"])
+def test_buffers_that_are_not_persistent_are_restored_too(tmp_path, end):
+    torch.manual_seed(0)
+    model, x = Drifting(), torch.randn(16, 6)
+
+    def loss(output, target, stop=0):
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        return (output - target).square() * (float("nan") if end == "nan" and calls > 15 else 1.0)
+
+    def run(loss, **changes):
+        return sc.sparsify(
+            model, x, train=[(x, x)], loss=loss, sparsity=0.5, **{**QUICK, **changes}
+        )
+
+    calls = 0
+    whole = run(loss)
+    calls = 0
+    run(lambda *pair: loss(*pair, stop=14), out=tmp_path)
+    resumed = run(loss, out=tmp_path, resume=True)
+    assert resumed.stopped == whole.stopped == end
+    assert whole.model.mean.any()
+    assert torch.equal(resumed.model.mean, whole.model.mean)
+    assert same(weights(resumed.model), weights(whole.model))
+
+
+def test_a_network_that_is_frozen_is_sparsified_as_it_is():
+    model = net().requires_grad_(False)
+    result = sparsify(model)
+    assert result.stopped == "done"
+    assert result.masks.kept == result.masks.total // 8
+    assert all(torch.equal(result.dense[n], p) for n, p in model.named_parameters()
+               if n in result.dense)  # fmt: skip
+
+
 def test_a_crash_resumes_from_the_last_evaluation(tmp_path):
     class KilledError(Exception):
         pass
@@ -369,6 +423,7 @@ def test_a_result_is_saved_and_loaded(tmp_path):
         ({"floor": 0.5}, ConfigError, "needs evaluate"),
         ({"loss": None}, DataError, "one of the two"),
         ({"train": []}, DataError, "empty"),
+        ({"loss": lambda a, b: LOSS(a.detach(), b)}, DataError, "no weight"),
         ({"loss": lambda a, b: LOSS(a, b) * float("nan")}, DataError, "not finite"),
         ({"masks": Masks.full(nn.Linear(3, 4))}, MaskError, "not of this model"),
     ],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..batches import Loss, Objective, check_loss
 from ..errors import FileError
-from ..files.store import check_state, fill_state, unique_state
+from ..files.store import check_state, fill_state
 from ..plan import Plan
 from ..sparse.masks import Masks
 from ..sparse.saliency import Saliency, find_saliency
@@ -329,8 +329,7 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
 
     def _copy(self) -> dict[str, Tensor]:
         """The state of the model, kept in the memory of the host."""
-        state = unique_state(self.model)
-        return {name: t.detach().to("cpu", copy=True) for name, t in state.items()}
+        return {name: t.detach().to("cpu", copy=True) for name, t in self.state().items()}
 
     def revert(self) -> bool:
         """Go back to the last evaluation."""
@@ -354,7 +353,7 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
         older = self.update > self.history[-1]["update"] and self.good
         MaskCheckpoint(
             update=self.update,
-            model=unique_state(self.model),
+            model=self.state(),
             masks=self.masks.to_tensors(),
             good=older[0] if older else {},
             good_masks=older[1].to_tensors() if older else {},
@@ -376,10 +375,10 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
         Raises:
             FileError: it belongs to another model.
         """
-        check_state(self.original, Plan({}, {}, {}), saved.model, self.out)
+        check_state(self.original, Plan({}, {}, {}), saved.model, self.out, loose=True)
         masks, last = self._unpacked(saved.masks), saved.history[-1]["update"]
         if saved.update > last:
-            check_state(self.original, Plan({}, {}, {}), saved.good, self.out)
+            check_state(self.original, Plan({}, {}, {}), saved.good, self.out, loose=True)
             self.good = (saved.good, self._unpacked(saved.good_masks), last, len(saved.history))
         self.masks = masks
         fill_state(self.model, saved.model)
