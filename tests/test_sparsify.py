@@ -259,39 +259,45 @@ class Drifting(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layer = nn.Linear(6, 6)
+        self.layer, self.out = nn.Linear(6, 6), nn.Linear(6, 3)
         self.register_buffer("mean", torch.zeros(6), persistent=False)
         self.register_buffer("cache", None, persistent=False)
+        self.register_buffer("order", torch.arange(6))
+        self.register_buffer("view", self.order.view(2, 3), persistent=False)
 
     def forward(self, x):
         x = self.layer(x)
         if self.training:
             self.cache = torch.ones(2)
             self.mean.copy_(0.9 * self.mean + 0.1 * x.detach().mean(0))
-        return x - self.mean
+        return self.out((x - self.mean).relu())
 
 
-@pytest.mark.parametrize("end", ["done", "nan"])
+@pytest.mark.parametrize("end", ["done", "nan", "budget"])
 def test_buffers_that_are_not_persistent_are_restored_too(tmp_path, end):
     torch.manual_seed(0)
-    model, x = Drifting(), torch.randn(16, 6)
+    model, x, y = Drifting(), torch.randn(16, 6), torch.randn(16, 3)
 
     def loss(output, target, stop=0):
         nonlocal calls
         calls += 1
         if calls == stop:
             os.kill(os.getpid(), signal.SIGINT)
-        return (output - target).square() * (float("nan") if end == "nan" and calls > 15 else 1.0)
+        scale = float("nan") if end == "nan" and calls > 8 else 1.0
+        return (output - target).square().mean(1) * scale
 
     def run(loss, **changes):
-        return sc.sparsify(
-            model, x, train=[(x, x)], loss=loss, sparsity=0.5, **{**QUICK, **changes}
-        )
+        settings = {"train": [(x, y)], "loss": loss, "progress": False, **changes}
+        if end == "budget":
+            return sc.prune(model, x, budget={"units": 0.7}, step=1, warmup=3, updates=4, final=1,
+                            score_batches=1, **settings)  # fmt: skip
+        return sc.sparsify(model, x, sparsity=0.5, **{**QUICK, "updates": 10, **settings})
 
     calls = 0
     whole = run(loss)
     calls = 0
-    run(lambda *pair: loss(*pair, stop=14), out=tmp_path)
+    cut = run(lambda *pair: loss(*pair, stop=5), out=tmp_path)
+    assert cut.stopped == "interrupted"
     resumed = run(loss, out=tmp_path, resume=True)
     assert resumed.stopped == whole.stopped == end
     assert whole.model.mean.any()
