@@ -76,6 +76,12 @@ def test_layers_may_each_have_a_sparsity_and_others_are_left_whole():
     assert result.masks.kept_by_layer() == {"0": 60, "8": round(0.1 * 24 * 257 - 0.5)}
 
 
+def test_a_warm_up_prunes_nothing_where_no_update_follows():
+    result = sparsify(updates=0, warmup=8, evaluate_every=3)
+    total = result.masks.total
+    assert [record["kept"] for record in result.history] == [total] * 3 + [total // 8]
+
+
 @pytest.mark.parametrize("pattern", ["2:4", "1:2"])
 @pytest.mark.parametrize("saliency", ["magnitude", "taylor"])
 def test_a_pattern_is_exact_and_says_what_it_cannot_cover(pattern, saliency):
@@ -217,6 +223,97 @@ def test_a_run_cut_short_at_any_update_resumes_to_the_same_result(tmp_path):
             assert {**a, "seconds": 0} == {**b, "seconds": 0}
 
 
+@pytest.mark.parametrize("end", ["floor", "nan"])
+def test_a_resumed_run_goes_back_to_the_last_evaluation(tmp_path, end):
+    def count(model):
+        return float(sum(int((p != 0).sum()) for p in model.parameters()))
+
+    def losing(calls, stop=None):
+        """A loss that is interrupted at an update, and not finite after the 15th."""
+
+        def loss(output, target):
+            nonlocal calls
+            calls += 1
+            if calls == stop:
+                os.kill(os.getpid(), signal.SIGINT)
+            return LOSS(output, target) * (float("nan") if end == "nan" and calls > 15 else 1.0)
+
+        return loss
+
+    settings = {"evaluate": count, "floor": 2000 if end == "floor" else 0}
+    whole = sparsify(loss=losing(0), **settings)
+    assert whole.stopped == end
+    last = whole.history[-1]["update"]
+    assert 0 < last < 24
+    sparsify(loss=losing(0, last + 2), out=tmp_path, **settings)
+    resumed = sparsify(loss=losing(last + 2), out=tmp_path, resume=True, **settings)
+    assert resumed.stopped == end
+    assert [record["update"] for record in resumed.history] == list(range(0, last + 1, 6))
+    assert same(weights(resumed.model), weights(whole.model))
+    assert same_masks(resumed.masks, whole.masks)
+    assert resumed.masks.kept == resumed.history[-1]["kept"]
+
+
+class Drifting(nn.Module):
+    """Takes a running mean of its activations away, which no state dict holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.register_buffer("mean", torch.zeros(6), persistent=False)
+        self.register_buffer("cache", None, persistent=False)
+        self.register_buffer("order", torch.arange(6))
+        self.register_buffer("view", self.order.view(2, 3), persistent=False)
+
+    def forward(self, x):
+        x = self.layer(x)
+        if self.training:
+            self.cache = torch.ones(2)
+            self.mean.copy_(0.9 * self.mean + 0.1 * x.detach().mean(0))
+        return self.out((x - self.mean).relu())
+
+
+@pytest.mark.parametrize("end", ["done", "nan", "budget"])
+def test_buffers_that_are_not_persistent_are_restored_too(tmp_path, end):
+    torch.manual_seed(0)
+    model, x, y = Drifting(), torch.randn(16, 6), torch.randn(16, 3)
+
+    def loss(output, target, stop=0):
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        scale = float("nan") if end == "nan" and calls > 8 else 1.0
+        return (output - target).square().mean(1) * scale
+
+    def run(loss, **changes):
+        settings = {"train": [(x, y)], "loss": loss, "progress": False, **changes}
+        if end == "budget":
+            return sc.prune(model, x, budget={"units": 0.7}, step=1, warmup=3, updates=4, final=1,
+                            score_batches=1, **settings)  # fmt: skip
+        return sc.sparsify(model, x, sparsity=0.5, **{**QUICK, "updates": 10, **settings})
+
+    calls = 0
+    whole = run(loss)
+    calls = 0
+    cut = run(lambda *pair: loss(*pair, stop=5), out=tmp_path)
+    assert cut.stopped == "interrupted"
+    resumed = run(loss, out=tmp_path, resume=True)
+    assert resumed.stopped == whole.stopped == end
+    assert whole.model.mean.any()
+    assert torch.equal(resumed.model.mean, whole.model.mean)
+    assert same(weights(resumed.model), weights(whole.model))
+
+
+def test_a_network_that_is_frozen_is_sparsified_as_it_is():
+    model = net().requires_grad_(False)
+    result = sparsify(model)
+    assert result.stopped == "done"
+    assert result.masks.kept == result.masks.total // 8
+    assert all(torch.equal(result.dense[n], p) for n, p in model.named_parameters()
+               if n in result.dense)  # fmt: skip
+
+
 def test_a_crash_resumes_from_the_last_evaluation(tmp_path):
     class KilledError(Exception):
         pass
@@ -332,6 +429,7 @@ def test_a_result_is_saved_and_loaded(tmp_path):
         ({"floor": 0.5}, ConfigError, "needs evaluate"),
         ({"loss": None}, DataError, "one of the two"),
         ({"train": []}, DataError, "empty"),
+        ({"loss": lambda a, b: LOSS(a.detach(), b)}, DataError, "no weight"),
         ({"loss": lambda a, b: LOSS(a, b) * float("nan")}, DataError, "not finite"),
         ({"masks": Masks.full(nn.Linear(3, 4))}, MaskError, "not of this model"),
     ],

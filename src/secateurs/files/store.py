@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,6 +42,15 @@ def unique_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return out
 
 
+def loose_buffers(model: nn.Module) -> set[str]:
+    """The names of the buffers that are not persistent: no state dict holds them."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+
+
 def save_tensors(
     path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -57,9 +67,11 @@ def _write_tensors(
 ) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # safetensors refuses two names for one storage
-    plain = {
-        n: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for n, t in plain.items()
-    }
+    storages = Counter(tensor.untyped_storage().data_ptr() for tensor in plain.values())
+    for name, tensor in plain.items():
+        own = tensor.untyped_storage()
+        if own.nbytes() > tensor.nbytes or storages[own.data_ptr()] > 1:
+            plain[name] = tensor.clone()
     sealed = {**metadata, SEAL: digest(plain, metadata)}
     try:
         safetensors.torch.save_file(plain, path, sealed)
@@ -239,7 +251,12 @@ def _sum(text: str) -> str:
 
 
 def check_state(
-    model: nn.Module, plan: Plan, tensors: Mapping[str, torch.Tensor | Coded], where: object
+    model: nn.Module,
+    plan: Plan,
+    tensors: Mapping[str, torch.Tensor | Coded],
+    where: object,
+    *,
+    loose: bool = False,
 ) -> None:
     """Refuse tensors that are not those of this model after this plan.
 
@@ -248,6 +265,7 @@ def check_state(
         plan: what is cut from it.
         tensors: by name; of those in codes, dtype and shape are looked at.
         where: the file, for messages.
+        loose: buffers that are not persistent may be among them.
 
     Raises:
         FileError: a tensor is missing, foreign, or of another shape or kind of number.
@@ -257,7 +275,8 @@ def check_state(
         name: plan.tensors[name].new_shape if name in plan.tensors else tuple(tensor.shape)
         for name, tensor in state.items()
     }
-    for name in sorted(wanted.keys() ^ tensors.keys()):
+    besides = loose_buffers(model) if loose else set()
+    for name in sorted(wanted.keys() ^ (tensors.keys() - besides)):
         kind = "lacks" if name in wanted else "has a foreign"
         raise FileError(f"{where} {kind} tensor {name!r}; it was not saved from this model")
     for name, shape in wanted.items():
@@ -271,7 +290,9 @@ def check_state(
 
 
 def fill_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Copy checked tensors into a model."""
+    """Copy checked tensors into a model, its buffers that are not persistent where given."""
+    state = unique_state(model)
+    given = {name: buffer for name, buffer in model.named_buffers() if name in tensors}
     with torch.no_grad():
-        for name, tensor in unique_state(model).items():
+        for name, tensor in {**given, **state}.items():
             tensor.data = tensors[name].to(device=tensor.device, copy=True)

@@ -19,7 +19,7 @@ from ..batches import Loss, Objective, check_loss
 from ..cost import Cost
 from ..criteria import Criterion, find_criterion
 from ..errors import ConfigError, FileError
-from ..files.store import check_state, fill_state, unique_state
+from ..files.store import check_state, fill_state
 from ..gates import trace, verify
 from ..groups import Graph
 from ..latency import Latency, latency
@@ -317,7 +317,7 @@ class _Run(Run[Options, Checkpoint, PruneResult]):
 
     def _remember(self) -> None:
         """Keep the state before a step, to go back to if it fails."""
-        state = {name: t.detach().clone() for name, t in unique_state(self.model).items()}
+        state = {name: t.detach().clone() for name, t in self.state().items()}
         self.good = (state, self.plan, self.step)
 
     def revert(self) -> bool:
@@ -344,7 +344,7 @@ class _Run(Run[Options, Checkpoint, PruneResult]):
         Checkpoint(
             self.step,
             self.plan,
-            unique_state(self.model),
+            self.state(),
             tensors,
             numbers,
             self.trainer.stream.place,
@@ -364,7 +364,7 @@ class _Run(Run[Options, Checkpoint, PruneResult]):
         Raises:
             FileError: it belongs to another model.
         """
-        check_state(self.original, saved.plan, saved.model, self.out)
+        check_state(self.original, saved.plan, saved.model, self.out, loose=True)
         apply(self.model, saved.plan, inplace=True)
         fill_state(self.model, saved.model)
         self.trainer.restore_optimizer(saved.optimizer, saved.numbers)

@@ -13,6 +13,7 @@ from ..report.record import Count
 from .checkpoint import Place, read, write
 
 FORMAT = "secateurs.sparsify/1"
+PARTS = ("model", "masks", "good", "good_masks", "optimizer")
 Stopped = Literal["", "done", "floor", "nan", "interrupted"]
 
 
@@ -61,6 +62,7 @@ class MaskCheckpoint:
         update: how many weight updates are done, those of the warm-up among them.
         model: the tensors of the working model, the dense weights among them.
         masks: as `Masks.to_tensors` packs them.
+        good, good_masks: the same at the last evaluation, to go back to; empty where that is now.
         optimizer, numbers: what the optimizer remembers, tensors and plain numbers.
         place: the stream's epoch and index.
         history: one record per evaluation.
@@ -73,6 +75,8 @@ class MaskCheckpoint:
     update: int
     model: dict[str, Tensor]
     masks: dict[str, Tensor]
+    good: dict[str, Tensor]
+    good_masks: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     numbers: dict[str, Any]
     place: tuple[int, int]
@@ -91,8 +95,8 @@ class MaskCheckpoint:
 
     def save(self, directory: Path) -> None:
         """Write it to a directory, whole or not at all."""
-        parts = {"model": self.model, "masks": self.masks, "optimizer": self.optimizer}
-        record = {name: value for name, value in vars(self).items() if name not in parts}
+        record = {name: value for name, value in vars(self).items() if name not in PARTS}
+        parts = {name: getattr(self, name) for name in PARTS}
         write(directory, {"format": FORMAT, **record}, parts)
 
     @classmethod
@@ -106,6 +110,4 @@ class MaskCheckpoint:
         plain = record.model_dump(exclude={"format"})
         plain["place"] = tuple(record.place)
         plain["terms"] = {layer: tuple(pair) for layer, pair in record.terms.items()}
-        return cls(
-            model=parts["model"], masks=parts["masks"], optimizer=parts["optimizer"], **plain
-        )
+        return cls(**plain | {name: parts[name] for name in PARTS})

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..batches import Loss, Objective
 from ..errors import ConfigError, FileError, NotFiniteError
+from ..files.store import loose_buffers, unique_state
 from ..gates import trace
 from ..trace.record import evaluating
 from .checkpoint import NAME
@@ -91,6 +92,7 @@ class Run(ABC, Generic[T, S, R]):
         self.out = None if out is None else Path(out)
         self.graph = trace(model, example_inputs)
         self.model = copy.deepcopy(model)
+        self._loose = loose_buffers(model)
         self.history: list[dict[str, Any]] = []
         self.stopped = ""
         self.finished = False
@@ -236,6 +238,15 @@ class Run(ABC, Generic[T, S, R]):
         if value is None:  # NaN holds no floor
             return True
         return bool(value < floor if self.hooks.mode == "max" else value > floor)
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of the working model, buffers that are not persistent among them."""
+        buffers = {
+            name: buffer
+            for name, buffer in self.model.named_buffers()
+            if name in self._loose and buffer.layout == torch.strided
+        }
+        return buffers | unique_state(self.model)
 
     def checkpoint(self) -> None:
         """Write a checkpoint, where one is wanted."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..batches import Loss, Objective, check_loss
 from ..errors import FileError
-from ..files.store import check_state, fill_state, unique_state
+from ..files.store import check_state, fill_state
 from ..plan import Plan
 from ..sparse.masks import Masks
 from ..sparse.saliency import Saliency, find_saliency
@@ -193,7 +193,8 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
     def _advance(self) -> None:
         """Update the weights up to the next evaluation, and write down what came of it."""
         started, every = time.perf_counter(), self.options.evaluate_every
-        self.good = (self._copy(), self.masks.to("cpu"), self.update, len(self.history))
+        if self.update == self.history[-1]["update"]:  # else it is older, and was restored
+            self.good = (self._copy(), self.masks.to("cpu"), self.update, len(self.history))
         until = min(self.whole, (self.update // every + 1) * every)
         self.meter.phase("updating weights", until - self.update)
         self.trainer.train(
@@ -201,7 +202,8 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
         )
         self.losses += self.trainer.losses
         if not self.stopped:
-            if not self.options.updates:  # no update to look at the masks before
+            if not self.options.updates and self.update == self.whole:
+                # no update follows the warm-up that would look at the masks before it
                 self._change(self.pools, 0)
             self._record(started)
             if self.below_floor():
@@ -328,7 +330,8 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
         self.meter.way(self.update / max(self.whole, 1), note)
 
     def _copy(self) -> dict[str, Tensor]:
-        return {name: t.detach().clone() for name, t in unique_state(self.model).items()}
+        """The state of the model, kept in the memory of the host."""
+        return {name: t.detach().to("cpu", copy=True) for name, t in self.state().items()}
 
     def revert(self) -> bool:
         """Go back to the last evaluation."""
@@ -349,10 +352,13 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
     def write(self, out: Path) -> None:
         """See `Run.write`."""
         tensors, numbers = self.trainer.optimizer_state()
+        older = self.update > self.history[-1]["update"] and self.good
         MaskCheckpoint(
             update=self.update,
-            model=unique_state(self.model),
+            model=self.state(),
             masks=self.masks.to_tensors(),
+            good=older[0] if older else {},
+            good_masks=older[1].to_tensors() if older else {},
             optimizer=tensors,
             numbers=numbers,
             place=self.trainer.stream.place,
@@ -371,18 +377,27 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
         Raises:
             FileError: it belongs to another model.
         """
-        check_state(self.original, Plan({}, {}, {}), saved.model, self.out)
-        masks = Masks.from_tensors(saved.masks, self.original)
-        if masks.keys() != self.masks.keys():
-            raise FileError(f"the checkpoint in {self.out} has masks of other parameters")
-        for name, mask in masks.items():
-            self.masks.set(name, mask)
+        check_state(self.original, Plan({}, {}, {}), saved.model, self.out, loose=True)
+        masks, last = self._unpacked(saved.masks), saved.history[-1]["update"]
+        if saved.update > last:
+            check_state(self.original, Plan({}, {}, {}), saved.good, self.out, loose=True)
+            self.good = (saved.good, self._unpacked(saved.good_masks), last, len(saved.history))
+        self.masks = masks
         fill_state(self.model, saved.model)
         self.trainer.restore_optimizer(saved.optimizer, saved.numbers)
         self.trainer.stream.seek(*saved.place)
         self.update, self.history, self.terms = saved.update, saved.history, saved.terms
         self.losses, self.changes = saved.losses, saved.changes
         self.finished, self.stopped = saved.finished, saved.stopped if saved.finished else ""
+
+    def _unpacked(self, tensors: dict[str, Tensor]) -> Masks:
+        """The masks of a checkpoint; what shares one here does so there."""
+        read, masks = Masks.from_tensors(tensors, self.original), self.masks.to("cpu")
+        if read.keys() != masks.keys():
+            raise FileError(f"the checkpoint in {self.out} has masks of other parameters")
+        for name, mask in read.items():
+            masks.set(name, mask)
+        return masks
 
     def result(self) -> SparsifyResult:
         """See `Run.result`."""

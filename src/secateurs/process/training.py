@@ -15,7 +15,7 @@ from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from ..batches import Loss, Objective, loss_of, to_device
-from ..errors import ConfigError, FileError, NotFiniteError
+from ..errors import ConfigError, DataError, FileError, NotFiniteError
 from ..plan import Plan
 from ..trace.record import model_tensors
 from .options import Training
@@ -89,6 +89,7 @@ class Trainer:
         self.model = model
         trainable = [p for p in model.parameters() if p.requires_grad]
         # a model that is frozen altogether can be pruned, though not fine-tuned
+        self._frozen = not trainable
         self.optimizer = self._factory(trainable or [nn.Parameter(torch.zeros(1))])
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._schedule: Any = None
@@ -108,6 +109,7 @@ class Trainer:
             The mean loss; each is in `losses`.
 
         Raises:
+            DataError: the loss does not depend on a weight that could be trained.
             NotFiniteError: the loss or a weight is not finite.
         """
         self.losses = losses = []
@@ -180,9 +182,17 @@ class Trainer:
                 number = float(value.detach())
                 if not np.isfinite(number):
                     raise NotFiniteError("the training loss is not finite (NaN or infinite)")
-                self.accelerator.backward(value / self.options.accumulate)
                 total += number / self.options.accumulate
-        optimizer.step()
+                if self._frozen:
+                    continue
+                if not value.requires_grad:
+                    raise DataError(
+                        "the training loss depends on no weight that requires a gradient: compute "
+                        "it from the model's output, without detach() or no_grad()"
+                    )
+                self.accelerator.backward(value / self.options.accumulate)
+        if not self._frozen:
+            optimizer.step()
         return total
 
     def to_device(self, data: Any) -> Any:
