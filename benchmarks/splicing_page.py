@@ -72,17 +72,21 @@ Weights kept of each layer (%), without biases:
 def _errors(records: Sequence[Record]) -> str:
     seeds = sorted({record["seed"] for record in records})
     base = {record["seed"]: record["base"] for record in records}
-    rows = [["base", "1.0×", *_over(base)]]
+    rows = [["base", "1.0×", *_over(seeds, base)]]
     for title, own in _runs(records).items():
         ratio = f"{mean(record['total'] / record['kept'] for record in own.values()):.1f}×"
-        rows.append([title, ratio, *_over({s: r["error"] for s, r in own.items()}, base)])
+        rows.append([title, ratio, *_over(seeds, {s: r["error"] for s, r in own.items()}, base)])
     columns = ["", "compression", *(f"seed {seed} (%)" for seed in seeds)]
     return markdown([*columns, "mean", "worst", "lost, mean", "worst"], rows)
 
 
-def _over(errors: Mapping[int, float], base: Mapping[int, float] | None = None) -> list[str]:
+def _over(
+    seeds: Sequence[int],
+    errors: Mapping[int, float],
+    base: Mapping[int, float] | None = None,
+) -> list[str]:
     """The cells of a row: each seed, their mean and worst, and what is lost to the base."""
-    cells = [f"{errors[seed]:.2f}" for seed in sorted(errors)]
+    cells = [f"{errors[seed]:.2f}" if seed in errors else "" for seed in seeds]
     cells += [told(list(errors.values())), f"{max(errors.values()):.2f}"]
     if base is None:
         return [*cells, "", ""]
@@ -118,7 +122,7 @@ def _splicing(records: Sequence[Record]) -> str:
             rows.append([f"{compression:g}×", told(on), told(off), str(more)])
     if not rows:
         return ""
-    table = markdown(["compression", "spliced (%)", "without (%)", "difference"], rows)
+    table = markdown(["compression", "spliced (%)", "without (%)", "without − spliced"], rows)
     return f"The difference is paired by seed, ± its standard error.\n\n{table}\n"
 
 
