@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import json
 import sys
 from collections.abc import Callable
@@ -62,7 +63,11 @@ def test_it_prints_writes_and_resumes(cli: Callable[..., Result], tmp_path: Path
 
 
 def test_ctrl_c_says_how_to_go_on(cli: Callable[..., Result], tmp_path: Path) -> None:
-    result = cli(*RUN, "--evaluate", "cli_fixtures:ctrl_c", "--out", tmp_path / "a")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
+    try:
+        result = cli(*RUN, "--evaluate", "cli_fixtures:ctrl_c", "--out", tmp_path / "a")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
     assert "go on with --resume" in result.stderr
 
