@@ -96,6 +96,8 @@ def tensor_of(modules: Mapping[str, nn.Module], name: str) -> torch.Tensor | Non
 
 
 _NOTHING = torch.Size((0,))  # of a placeholder for what an operation does not give this time
+# what was contiguous when recorded may not be in a replay
+_REPLAYED = {aten.view.default: aten.reshape.default}
 _AS_STRIDED = (aten.as_strided.default, aten.as_strided_.default)
 
 
@@ -267,8 +269,9 @@ class Recorder:
         name = func._schema.name
         if name.endswith("_") and not name.endswith("__"):
             self._inplace.append((len(self.program.nodes), inputs[0]))
+        op = _REPLAYED.get(func, func)
         self.program.nodes.append(
-            Node(func, noted, noted_kwargs, outputs, multiple, self.stack[-1], self.call, inputs)
+            Node(op, noted, noted_kwargs, outputs, multiple, self.stack[-1], self.call, inputs)
         )
         return result
 
