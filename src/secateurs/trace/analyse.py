@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from torch import nn
 
-from . import rules
+from . import rules, rules_recurrent  # noqa: F401 - the second registers its rules
 from .filled import Filled
 from .labels import Axis, Factor, Labels, find, fresh_axis, frozen_axis, leaves
 from .program import Node, Program, Ref
