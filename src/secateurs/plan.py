@@ -87,6 +87,12 @@ class Plan:
             own[name] = tensor
         return own
 
+    def changed_sizes(self) -> set[tuple[int, int]]:
+        """(before, after) of every axis, attribute and group that the plan changes."""
+        axes = {own.axis(dim) for own in self.tensors.values() for dim in own.removed}
+        groups = {(n, n - len(self.groups[name])) for name, n in self.sizes.items()}
+        return axes | groups | set(self.attributes.values())
+
     def then(self, other: Plan) -> Plan:
         """This plan followed by one made for its result, as one plan for the original model.
 

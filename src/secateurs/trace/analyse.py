@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from torch import nn
@@ -13,6 +14,8 @@ from .filled import Filled
 from .labels import Axis, Factor, Labels, find, fresh_axis, frozen_axis, leaves
 from .program import Node, Program, Ref
 from .record import record
+
+INPUT = "input of the network"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Analysis:
         filled: the values that hold one number everywhere.
         pieces: value id of a filled tensor -> the first piece that was taken from it.
         stacked: value id of a stack from which single tensors are taken again -> its tensors.
+        repeated: the factors along which single indices were expanded.
     """
 
     def __init__(self, program: Program):
@@ -65,6 +69,7 @@ class Analysis:
         self.filled = Filled()
         self.pieces: dict[int, int | None] = {}
         self.stacked: dict[int, list[int]] = {}
+        self.repeated: list[Factor] = []
         self._origins: dict[int, tuple[str, ...]] = {}
         self._products: list[tuple[Read, Read]] = []
         self._alike: list[tuple[Axis, Axis]] = []
@@ -81,7 +86,7 @@ class Analysis:
     def _settle(self) -> None:
         """What could not be told before the whole program was seen."""
         for sides in self._products:
-            batched = [read for read in sides if self._has_batch(read.value)]
+            batched = [read for read in sides if self._varies(read.value)]
             if batched:  # an activation that starts from a weight, as a learned initial state does
                 self.reads.append(batched[0])
             else:
@@ -93,8 +98,10 @@ class Analysis:
                 both = np.concatenate([self.labels.flat(one), self.labels.flat(other)])
                 self.labels.balance(both, 2, "axes that one number sizes")
 
-    def _has_batch(self, ident: int) -> bool:
-        return any(leaf.batch for axis in self.axes[ident] for leaf in leaves(axis))
+    def _varies(self, ident: int) -> bool:
+        """Whether a value has an axis of the inputs."""
+        parts = (leaf for axis in self.axes[ident] for leaf in leaves(axis))
+        return any(leaf.batch or leaf.frozen == INPUT for leaf in parts)
 
     def _follow_training(self) -> None:
         """What runs in training mode alone is coupled like the rest, but nothing is gated there."""
@@ -111,7 +118,7 @@ class Analysis:
         for ident in self.program.inputs:
             shape = self.program.values[ident].shape
             self.axes[ident] = [
-                frozen_axis(n, "input of the network", batch=d == 0 and shape[:1] in batch)
+                frozen_axis(n, INPUT, batch=d == 0 and shape[:1] in batch)
                 for d, n in enumerate(shape)
             ]
         for name, ident in self.program.tensors.items():
@@ -237,6 +244,15 @@ class Analysis:
         """These axes may lose other indices, but as many of them."""
         if one is not other:
             self._alike.append((one, other))
+
+    def with_copies(self, axis: Axis) -> Axis:
+        """An axis whose indices are each repeated: the copies of one index may go one by one."""
+        parts = leaves(axis) if len(axis) > 1 and self.repeated else []
+        for i, (source, repeat) in enumerate(pairwise(parts)):
+            if source.frozen is None and repeat.virgin and repeat in self.repeated:
+                copies = self.labels.copies(source, repeat)
+                return (*parts[:i], copies, *parts[i + 2 :])
+        return axis
 
     def blocked_axis(self, ident: int, groups: int) -> Factor | None:
         """The per-group labels of dimension 1 of a grouped kernel; None if it is computed."""
