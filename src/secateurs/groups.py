@@ -137,10 +137,10 @@ class Selection:
         self.count = len(chosen)
         gone = np.zeros(len(resolved.root), dtype=bool)
         gone[graph.classes[chosen]] = True
-        for cls, operands in resolved.products.items():
-            if any(graph.reaches(operand, gone) for operand in operands):
-                gone[cls] = True
-        self._gone: Bools = gone[resolved.root]
+        product, left, right = resolved.triples
+        while (new := (gone[left] | gone[right]) & ~gone[product]).any():
+            gone[product[new]] = True
+        self._gone: Bools = gone  # by class
         self._masks: dict[int, Bools] = {}
 
     def _removed(self, factor: Factor) -> Bools:
@@ -149,13 +149,14 @@ class Selection:
             if factor.labels is None:
                 mask = np.zeros(factor.size, dtype=bool)
             else:
-                mask = self._gone[factor.labels]
+                mask = self.gone(factor.labels)
             self._masks[id(factor)] = mask
         return mask
 
     def gone(self, labels: Ints) -> Bools:
         """Which of these labels go, in the same shape."""
-        return self._gone[labels]
+        mask: Bools = self._gone[self.graph.resolved.root[labels]]
+        return mask
 
     def removed(self, axis: Axis) -> Bools:
         """Which indices of an axis go, (size,)."""
@@ -287,12 +288,6 @@ class Graph:
         """The masks of a plan's units; names and indices are taken as valid."""
         chosen = [self[name].units[np.asarray(list(idx), int)] for name, idx in plan.items()]
         return Selection(self, np.concatenate(chosen) if chosen else np.zeros(0, int))
-
-    def reaches(self, cls: int, gone: Bools) -> bool:
-        """Whether a class goes, given which base classes go."""
-        return bool(gone[cls]) or any(
-            self.reaches(operand, gone) for operand in self.resolved.products.get(cls, ())
-        )
 
     # ------------------------------------------------------------------ building
     def _build(self) -> None:
@@ -445,9 +440,10 @@ class Graph:
                 self.groups.append(Group(name, kind, len(units), units))
 
     def _kinds(self) -> dict[int, str]:
-        """What the units of attention are called: head, kv-head or head-dim."""
+        """What units are called for what is done along them: head, kv-head, head-dim, expert."""
         out: dict[int, str] = {}
-        for axis, kind in attention.kinds(self.analysis):
+        experts = ((axis, "expert") for axis in self.analysis.chosen)
+        for axis, kind in (*attention.kinds(self.analysis), *experts):
             for part in leaves(axis):
                 out.update(dict.fromkeys(self.incidence(part)[1].tolist(), kind))
         return out
@@ -467,14 +463,15 @@ class Graph:
         for number, (labels, reason) in enumerate(self.analysis.labels.balanced):
             blocks = labels.shape[0]
             positions, units = self._locate(labels.ravel())
-            counts = np.zeros((len(self.classes), blocks), dtype=np.int64)
-            np.add.at(counts, (units, positions // labels.shape[1]), 1)
-            touched = np.flatnonzero(counts.any(axis=1))
-            uneven = touched[(counts[touched] != counts[touched, :1]).any(axis=1)]
+            touched, row = np.unique(units, return_inverse=True)
+            counts = np.zeros((len(touched), blocks), dtype=np.int64)
+            np.add.at(counts, (row, positions // labels.shape[1]), 1)
+            odd = (counts != counts[:, :1]).any(axis=1)
+            uneven, counts = touched[odd], counts[odd]
             if not len(uneven):
                 continue
-            single = (counts[uneven] > 0).sum(axis=1) == 1
-            block = counts[uneven].argmax(axis=1)
+            single = (counts > 0).sum(axis=1) == 1
+            block = counts.argmax(axis=1)
             if not single.all() or len(np.unique(block)) < blocks:
                 why = f"{reason}: no equal count can go from each"
                 spoiled |= dict.fromkeys(uneven.tolist(), why)

@@ -323,6 +323,9 @@ def _check_axes(graph: Graph, selection: Selection) -> None:
     for vector in graph.analysis.labels.vectors:
         if vector.labels is not None and selection.removed((vector,)).all():
             raise PlanError("the plan would empty an axis somewhere in the network; leave a unit")
+    for axis, least, reason in graph.analysis.labels.least:
+        if (left := selection.size(axis)) < least:
+            raise PlanError(f"the plan would leave {left} units where {reason} needs {least}")
     for labels, reason in graph.analysis.labels.balanced:
         lost = selection.gone(labels).sum(axis=1)
         if (lost != lost[0]).any():

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from torch import nn
 
-from . import rules, rules_recurrent  # noqa: F401 - the second registers its rules
+from . import rules, rules_recurrent, rules_routing  # noqa: F401 - they register their rules
 from .filled import Filled
 from .labels import Axis, Factor, Labels, find, fresh_axis, frozen_axis, leaves
 from .program import Node, Program, Ref
@@ -49,6 +49,8 @@ class Analysis:
         blocked: tensor path -> the per-block labels of its dimension 1.
         order: tensor path -> position of the first node that uses it.
         statistics: positions of the nodes that take a statistic over an axis.
+        points: value id -> the axis that the numbers in it point along.
+        chosen: the axes along which something is chosen (the experts of a mixture).
         filled: the values that hold one number everywhere.
         pieces: value id of a filled tensor -> the first piece that was taken from it.
         stacked: value id of a stack from which single tensors are taken again -> its tensors.
@@ -66,6 +68,8 @@ class Analysis:
         self.blocked: dict[str, Blocked] = {}
         self.order: dict[str, int] = {}
         self.statistics: list[int] = []
+        self.points: dict[int, Axis] = {}
+        self.chosen: list[Axis] = []
         self.filled = Filled()
         self.pieces: dict[int, int | None] = {}
         self.stacked: dict[int, list[int]] = {}
@@ -80,6 +84,7 @@ class Analysis:
             self._step(node)
         for ident in program.output_ids():
             self.freeze_value(ident, "output of the network")
+            self.labels.freeze(self.points.get(ident, ()), "its numbers are given out")
         self._settle()
         self._follow_training()
 
@@ -132,18 +137,28 @@ class Analysis:
         for ident, axes in zip(node.outputs, rules.follow(self, node), strict=False):
             if ident is not None:
                 self.axes[ident] = axes
-        self.filled.follow(node, rules.op_name(node.op))
+        name = rules.op_name(node.op)
+        self.filled.follow(node, name)
+        if self.points:
+            rules_routing.follow_points(self, node)
         origins: tuple[str, ...] = ()
         for ident in node.inputs:
             for name in self._origins.get(ident, ()):
                 self.order.setdefault(name, self._position)
                 if name not in origins:
                     origins += (name,)
+        # a weight that is picked by what depends on the inputs is a weight all the same
+        makers = node.inputs[:1] if name in ("index", "index_select") else node.inputs
+        weight = bool(makers) and all(ident in self._origins for ident in makers)
         for ident in node.outputs:
-            if ident is not None and not self.program.values[ident].live:
+            if ident is not None and (weight or not self.program.values[ident].live):
                 self._origins[ident] = origins
 
     # ------------------------------------------------------------------ for the rules
+    def is_weight(self, ident: int) -> bool:
+        """Whether a value is made of tensors of the model alone, picked by whatever."""
+        return ident in self._origins
+
     @cached_property
     def consumers(self) -> dict[int, list[Node]]:
         """Value id -> the nodes that take it as an argument."""
@@ -225,6 +240,9 @@ class Analysis:
     def contract(self, node: Node, left: tuple[int, int, int], right: tuple[int, int, int]) -> None:
         """Both operands, each (argument, value, dim), lose the same indices of a summed axis."""
         live = [self.program.values[ident].live for _, ident, _ in (left, right)]
+        if all(live):  # a weight that was picked is no activation
+            live = [not self.is_weight(ident) for _, ident, _ in (left, right)]
+            live = live if any(live) else [True, True]
         axes = [self.axes[ident][dim] for _, ident, dim in (left, right)]
         for (_, ident, _), axis in zip((left, right), axes, strict=True):
             self.reads_weight(ident, axis)
