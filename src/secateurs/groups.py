@@ -63,6 +63,7 @@ class Group:
         why_inexact: the operation that takes it; empty if the group is exact.
         balance: block number of every unit, (size,), or None. A plan takes the same number of
             units from each block.
+        multiple: as many units must stay as a multiple of this: some kernels take no other sizes.
         writes, reads, carries: the tensors' axes that make, read, or pass on the units.
 
     >>> import torch, secateurs as sc
@@ -80,6 +81,7 @@ class Group:
     exact: bool = True
     why_inexact: str = ""
     balance: Ints | None = None
+    multiple: int = 1
     writes: list[Member] = field(default_factory=list)
     reads: list[Member] = field(default_factory=list)
     carries: list[Member] = field(default_factory=list)
@@ -100,6 +102,14 @@ class Group:
         if self.balance is None:
             return [np.arange(self.size)]
         return [np.flatnonzero(self.balance == b) for b in np.unique(self.balance)]
+
+    def allowed(self, each: int) -> int:
+        """The most units, but no more than `each`, that may go from every block."""
+        blocks = self.blocks()
+        each = min(each, *(len(block) - 1 for block in blocks), self.size)
+        while each > 0 and (self.size - each * len(blocks)) % self.multiple:
+            each -= 1
+        return max(each, 0)
 
 
 @dataclass(frozen=True)
@@ -311,6 +321,7 @@ class Graph:
         self._assign()
         self._mark_inexact()
         self._balance()
+        self._find_multiples()
         self._leave_training_only()
         self._describe()
 
@@ -493,6 +504,15 @@ class Graph:
         if spoiled:
             given_up = {int(self.group_of[unit]): reason for unit, reason in spoiled.items()}
             self._freeze_groups(given_up)
+
+    def _find_multiples(self) -> None:
+        """Turn 'this axis has a multiple of n indices' into multiples of units."""
+        for axis, multiple in self.analysis.labels.multiples:
+            for units, count in self._slot_counts(tuple(leaves(axis))):
+                step = multiple // math.gcd(multiple, count)
+                for number in np.unique(self.group_of[units]).tolist():
+                    group = self.groups[number]
+                    group.multiple = math.lcm(group.multiple, step)
 
     def _leave_training_only(self) -> None:
         """Units that no tensor of the eval run holds have no importance to measure there."""

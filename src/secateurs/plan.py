@@ -301,6 +301,11 @@ def _check_units(group: Group, indices: list[int]) -> None:
             f"all {group.size} units of group {group.name!r} would go, and nothing would pass; "
             "leave at least one"
         )
+    if (left := group.size - len(indices)) % group.multiple:
+        raise PlanError(
+            f"{left} units of group {group.name!r} would stay, and a kernel that reads them takes "
+            f"multiples of {group.multiple} only"
+        )
     if group.balance is not None:
         counts = {
             int(block): int(np.isin(members, indices).sum())
@@ -361,9 +366,7 @@ def random_plan(graph: Graph, fraction: float, seed: int, *, exact_only: bool) -
             if exact_only and not group.exact:
                 continue
             blocks = group.blocks()
-            count = min(
-                int(fraction * group.size / len(blocks)), *(len(b) - 1 for b in blocks), 1 << 30
-            )
+            count = group.allowed(int(fraction * group.size / len(blocks)))
             chosen = [i for b in blocks for i in rng.choice(b, count, replace=False).tolist()]
             units[group.name] = sorted(chosen)
         try:

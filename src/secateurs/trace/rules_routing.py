@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _ORDER = "chosen by order"
 _PLACED = "placed by index"
+_ALIGNED = 16
 
 # Operations after which numbers are as they were, and those whose rules know what they point at.
 _PASS = frozenset(
@@ -227,5 +228,8 @@ def _grouped_mm(analysis: Analysis, node: Node) -> list[Axes]:
     analysis.labels.freeze(a[0], "rows of a grouped product")
     analysis.labels.unite(b[0], analysis.axes[ends.id][0])
     analysis.writes(right.id, b[2], "neuron")
+    for axis in (a[1], b[2]):  # the kernel wants lines of so many bytes
+        step = _ALIGNED // analysis.program.values[left.id].dtype.itemsize
+        analysis.labels.multiples.append((axis, step))
     analysis.contract(node, (0, left.id, 1), (1, right.id, 1))
     return [[a[0], b[2]]]
