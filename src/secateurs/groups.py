@@ -14,6 +14,7 @@ import numpy as np
 
 from .errors import PlanError, nearest
 from .tables import render
+from .trace import attention
 from .trace.analyse import Analysis
 from .trace.labels import Axis, Bools, Factor, Ints, axis_size, find, leaves
 from .trace.program import Program
@@ -62,6 +63,7 @@ class Group:
         why_inexact: the operation that takes it; empty if the group is exact.
         balance: block number of every unit, (size,), or None. A plan takes the same number of
             units from each block.
+        multiple: as many units must stay as a multiple of this: some kernels take no other sizes.
         writes, reads, carries: the tensors' axes that make, read, or pass on the units.
 
     >>> import torch, secateurs as sc
@@ -79,6 +81,7 @@ class Group:
     exact: bool = True
     why_inexact: str = ""
     balance: Ints | None = None
+    multiple: int = 1
     writes: list[Member] = field(default_factory=list)
     reads: list[Member] = field(default_factory=list)
     carries: list[Member] = field(default_factory=list)
@@ -99,6 +102,14 @@ class Group:
         if self.balance is None:
             return [np.arange(self.size)]
         return [np.flatnonzero(self.balance == b) for b in np.unique(self.balance)]
+
+    def allowed(self, each: int) -> int:
+        """The most units, but no more than `each`, that may go from every block."""
+        blocks = self.blocks()
+        each = min(each, *(len(block) - 1 for block in blocks), self.size)
+        while each > 0 and (self.size - each * len(blocks)) % self.multiple:
+            each -= 1
+        return max(each, 0)
 
 
 @dataclass(frozen=True)
@@ -136,10 +147,10 @@ class Selection:
         self.count = len(chosen)
         gone = np.zeros(len(resolved.root), dtype=bool)
         gone[graph.classes[chosen]] = True
-        for cls, operands in resolved.products.items():
-            if any(graph.reaches(operand, gone) for operand in operands):
-                gone[cls] = True
-        self._gone: Bools = gone[resolved.root]
+        product, left, right = resolved.triples
+        while (new := (gone[left] | gone[right]) & ~gone[product]).any():
+            gone[product[new]] = True
+        self._gone: Bools = gone  # by class
         self._masks: dict[int, Bools] = {}
 
     def _removed(self, factor: Factor) -> Bools:
@@ -148,13 +159,14 @@ class Selection:
             if factor.labels is None:
                 mask = np.zeros(factor.size, dtype=bool)
             else:
-                mask = self._gone[factor.labels]
+                mask = self.gone(factor.labels)
             self._masks[id(factor)] = mask
         return mask
 
     def gone(self, labels: Ints) -> Bools:
         """Which of these labels go, in the same shape."""
-        return self._gone[labels]
+        mask: Bools = self._gone[self.graph.resolved.root[labels]]
+        return mask
 
     def removed(self, axis: Axis) -> Bools:
         """Which indices of an axis go, (size,)."""
@@ -287,12 +299,6 @@ class Graph:
         chosen = [self[name].units[np.asarray(list(idx), int)] for name, idx in plan.items()]
         return Selection(self, np.concatenate(chosen) if chosen else np.zeros(0, int))
 
-    def reaches(self, cls: int, gone: Bools) -> bool:
-        """Whether a class goes, given which base classes go."""
-        return bool(gone[cls]) or any(
-            self.reaches(operand, gone) for operand in self.resolved.products.get(cls, ())
-        )
-
     # ------------------------------------------------------------------ building
     def _build(self) -> None:
         analysis = self.analysis
@@ -315,6 +321,7 @@ class Graph:
         self._assign()
         self._mark_inexact()
         self._balance()
+        self._find_multiples()
         self._leave_training_only()
         self._describe()
 
@@ -427,6 +434,7 @@ class Graph:
         self.group_of: Ints = np.full(len(self.classes), -1)
         self.index_of: Ints = np.zeros(len(self.classes), dtype=np.int64)
         names: set[str] = set()
+        kinds = self._kinds()
         first: dict[int, tuple[str, int]] = {}  # the same families recur on many axes
         for slot in ranked:
             first.setdefault(id(self._counts[slot]), slot)
@@ -435,20 +443,21 @@ class Graph:
                 units = units[self.group_of[units] < 0]
                 if not len(units):
                     continue
-                name, kind = self._name(slot, count, names)
+                kind = kinds.get(int(units[0]), analysis.kinds.get(slot, "width"))
+                name = _name(slot, count, kind, names)
                 names.add(name)
                 self.group_of[units] = len(self.groups)
                 self.index_of[units] = np.arange(len(units))
                 self.groups.append(Group(name, kind, len(units), units))
 
-    def _name(self, slot: tuple[str, int], count: int, taken: set[str]) -> tuple[str, str]:
-        tensor, dim = slot
-        kind = self.analysis.kinds.get(slot, "width")
-        path = tensor.rpartition(".")[0] or tensor
-        for name in (path, f"{path}:{kind}", f"{tensor}[{dim}]", f"{tensor}[{dim}]x{count}"):
-            if name not in taken:
-                return name, kind
-        return f"{tensor}[{dim}]#{len(taken)}", kind
+    def _kinds(self) -> dict[int, str]:
+        """What units are called for what is done along them: head, kv-head, head-dim, expert."""
+        out: dict[int, str] = {}
+        experts = ((axis, "expert") for axis in self.analysis.chosen)
+        for axis, kind in (*attention.kinds(self.analysis), *experts):
+            for part in leaves(axis):
+                out.update(dict.fromkeys(self.incidence(part)[1].tolist(), kind))
+        return out
 
     def _mark_inexact(self) -> None:
         for axis, reason in self.analysis.labels.inexact:
@@ -465,14 +474,15 @@ class Graph:
         for number, (labels, reason) in enumerate(self.analysis.labels.balanced):
             blocks = labels.shape[0]
             positions, units = self._locate(labels.ravel())
-            counts = np.zeros((len(self.classes), blocks), dtype=np.int64)
-            np.add.at(counts, (units, positions // labels.shape[1]), 1)
-            touched = np.flatnonzero(counts.any(axis=1))
-            uneven = touched[(counts[touched] != counts[touched, :1]).any(axis=1)]
+            touched, row = np.unique(units, return_inverse=True)
+            counts = np.zeros((len(touched), blocks), dtype=np.int64)
+            np.add.at(counts, (row, positions // labels.shape[1]), 1)
+            odd = (counts != counts[:, :1]).any(axis=1)
+            uneven, counts = touched[odd], counts[odd]
             if not len(uneven):
                 continue
-            single = (counts[uneven] > 0).sum(axis=1) == 1
-            block = counts[uneven].argmax(axis=1)
+            single = (counts > 0).sum(axis=1) == 1
+            block = counts.argmax(axis=1)
             if not single.all() or len(np.unique(block)) < blocks:
                 why = f"{reason}: no equal count can go from each"
                 spoiled |= dict.fromkeys(uneven.tolist(), why)
@@ -494,6 +504,15 @@ class Graph:
         if spoiled:
             given_up = {int(self.group_of[unit]): reason for unit, reason in spoiled.items()}
             self._freeze_groups(given_up)
+
+    def _find_multiples(self) -> None:
+        """Turn 'this axis has a multiple of n indices' into multiples of units."""
+        for axis, multiple in self.analysis.labels.multiples:
+            for units, count in self._slot_counts(tuple(leaves(axis))):
+                step = multiple // math.gcd(multiple, count)
+                for number in np.unique(self.group_of[units]).tolist():
+                    group = self.groups[number]
+                    group.multiple = math.lcm(group.multiple, step)
 
     def _leave_training_only(self) -> None:
         """Units that no tensor of the eval run holds have no importance to measure there."""
@@ -584,7 +603,7 @@ class Graph:
 
     def _why_frozen(self, parts: Axis) -> tuple[str, int]:
         """Why an axis is in no group, and how many indices of it; none if it is in one."""
-        if any(len(self.incidence(part)[0]) == part.size for part in parts):
+        if any(len(np.unique(self.incidence(part)[0])) == part.size for part in parts):
             return "", 0
         reasons: dict[str, int] = {}
         for part in parts:
@@ -633,6 +652,16 @@ class Graph:
             }
             for g in self.groups
         ]
+
+
+def _name(slot: tuple[str, int], count: int, kind: str, taken: set[str]) -> str:
+    """A name for the units of an axis: its module, and more where others have taken that."""
+    tensor, dim = slot
+    path = tensor.rpartition(".")[0] or tensor
+    names = [path, f"{path}:{kind}", f"{tensor}[{dim}]", f"{tensor}[{dim}]x{count}"]
+    if kind == "head-dim":  # the module goes by its heads
+        names = names[1:]
+    return next((n for n in names if n not in taken), f"{tensor}[{dim}]#{len(taken)}")
 
 
 def _sufficient(cells: Iterable[tuple[tuple[int, int], ...]]) -> bool:

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
 from .program import Call, Node, Program, Ref, Run, Value
-from .shadow import META, Shadow
-from .tagged import Attribute, Size, TaggedInt
+from .shadow import META, Shadow, storage
+from .tagged import Attribute, Size, TaggedFloat, TaggedInt, tagged_roots
 
 aten = torch.ops.aten
 
@@ -166,6 +166,7 @@ class _Functions(TorchFunctionMode):
 
 
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
+_ATTEND: Any = torch.nn.functional.scaled_dot_product_attention
 _TORCH = torch.__path__[0]
 
 
@@ -196,7 +197,7 @@ class Recorder:
         """A new value for a tensor, which from now on is known by it."""
         ident = len(self.program.values)
         self.program.values.append(Value(tuple(tensor.shape), tensor.dtype, live))
-        key, ids = id(tensor), self._ids
+        key, ids, shadow = id(tensor), self._ids, self.shadow
         if tensor.is_meta or key in self.names:  # holds no memory, or is held by the model
             ids[key] = (lambda: tensor, ident)
         else:
@@ -206,11 +207,10 @@ class Recorder:
                     del ids[key]
 
             ids[key] = (weakref.ref(tensor, forget), ident)
-        if tensor.is_meta or self.shadow is None:  # else its shadow is what gets viewed
-            try:  # noqa: SIM105 - a context manager here costs as much as all the rest
-                self._storage[ident] = tensor.untyped_storage()._cdata
-            except (RuntimeError, NotImplementedError):
-                pass  # not every tensor has one
+        try:  # noqa: SIM105 - a context manager here costs as much as all the rest
+            self._storage[ident] = storage(tensor) if shadow is None else shadow.storage(tensor)
+        except (RuntimeError, NotImplementedError):
+            pass  # not every tensor has one
         return ident
 
     def value(self, tensor: torch.Tensor) -> int:
@@ -238,6 +238,8 @@ class Recorder:
             return [i if type(i) in _SCALARS else self.reference(i, found) for i in arg]
         if isinstance(arg, torch.device) and arg == META:
             return self.device
+        if isinstance(arg, TaggedFloat):
+            return float(arg)
         return int(arg) if isinstance(arg, TaggedInt) else arg
 
     # ------------------------------------------------------------------ operations
@@ -269,11 +271,20 @@ class Recorder:
         name = func._schema.name
         if name.endswith("_") and not name.endswith("__"):
             self._inplace.append((len(self.program.nodes), inputs[0]))
+            if live and not values[inputs[0]].live:
+                self._enliven(inputs[0])
         op = _REPLAYED.get(func, func)
         self.program.nodes.append(
             Node(op, noted, noted_kwargs, outputs, multiple, self.stack[-1], self.call, inputs)
         )
         return result
+
+    def _enliven(self, target: int) -> None:
+        """Whatever views the memory that a live value was written to is live."""
+        memory = self._storage.get(target)
+        for ident, own in self._storage.items():
+            if own == memory:
+                self.program.values[ident].live = True
 
     def finish(self) -> None:
         """Leave what the outputs of the run depend on, in pure forms where that can be."""
@@ -286,9 +297,9 @@ class Recorder:
         program = self.program
         changed = {self._storage.get(target, -1) for _, target in self._inplace}
         sharing: dict[int, list[int]] = {}
-        for ident, storage in self._storage.items():
-            if storage in changed:
-                sharing.setdefault(storage, []).append(ident)
+        for ident, memory in self._storage.items():
+            if memory in changed:
+                sharing.setdefault(memory, []).append(ident)
         names = {ident for idents in sharing.values() for ident in idents}
         last: dict[int, int] = {}
         for position, node in enumerate(program.nodes):
@@ -309,11 +320,15 @@ class Recorder:
     # ------------------------------------------------------------------ calls and sizes
     def note(self, func: Any, args: Any, kwargs: Any) -> Call | None:
         integers: list[int] = []
-        _add_integers(integers, args)
-        _add_integers(integers, tuple(kwargs.values()))
-        if not integers:
+        floats: list[TaggedFloat] = []
+        _add_numbers(integers, floats, args)
+        _add_numbers(integers, floats, kwargs.values())
+        if func is _ATTEND and kwargs.get("scale") is None:
+            size = self.tag_shape(args[0], args[0].shape)[-1] if args else 0
+            floats += [size**-0.5] if size else []
+        if not integers and not floats:
             return None
-        call = Call(getattr(func, "__name__", str(func)), integers)
+        call = Call(getattr(func, "__name__", str(func)), integers, floats)
         if any(not isinstance(i, TaggedInt) and i > 1 for i in integers):
             frame = inspect.currentframe()
             while frame is not None and (
@@ -346,15 +361,17 @@ class Recorder:
         return TaggedInt(result, Size(self.value(args[0]), dim % args[0].dim()))
 
 
-def _add_integers(found: list[int], args: Iterable[Any]) -> None:
-    """The integers in a function's arguments, in order; bounds of slices too."""
+def _add_numbers(integers: list[int], floats: list[TaggedFloat], args: Iterable[Any]) -> None:
+    """The integers and tagged floats in a function's arguments, in order; bounds of slices too."""
     for arg in args:
         if type(arg) is TaggedInt or type(arg) is int:
-            found.append(arg)
+            integers.append(arg)
+        elif type(arg) is TaggedFloat:
+            floats.append(arg)
         elif isinstance(arg, (tuple, list)):
-            _add_integers(found, arg)
+            _add_numbers(integers, floats, arg)
         elif isinstance(arg, slice):
-            _add_integers(found, (arg.start, arg.stop, arg.step))
+            _add_numbers(integers, floats, (arg.start, arg.stop, arg.step))
 
 
 @contextlib.contextmanager
@@ -436,12 +453,26 @@ def _mode(modules: Iterable[nn.Module], *, training: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _without_onednn() -> Iterator[None]:
+    enabled = torch.backends.mkldnn.enabled
+    torch._C._set_mkldnn_enabled(False)  # its own context manager warns of other settings
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+
+
+@contextlib.contextmanager
 def _plain_kernels() -> Iterator[None]:
     """No fused fast paths, so that what runs is made of operations that can be followed."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            _without_onednn(),
+            torch.backends.cudnn.flags(enabled=False),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
@@ -509,6 +540,7 @@ def _run(model: nn.Module, recorder: Recorder, call: Any) -> None:
     with (
         torch.no_grad(),
         _plain_kernels(),
+        tagged_roots(),
         _observed(recorder),
         _Dispatch(recorder),
         _Functions(recorder),
