@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("secateurs")
 
 _SINGLE = "an axis of one index"
+_ALONE = "no other unit could take its place: it is the only one of its group"
 _UNTOUCHED = "the traced run did not touch this parameter"
 
 
@@ -316,6 +317,7 @@ class Graph:
         self._mark_inexact()
         self._balance()
         self._leave_training_only()
+        self._freeze_groups({n: _ALONE for n, g in enumerate(self.groups) if g.size == 1})
         self._describe()
 
     def _number_units(self) -> None:
