@@ -14,6 +14,7 @@ import numpy as np
 
 from .errors import PlanError, nearest
 from .tables import render
+from .trace import attention
 from .trace.analyse import Analysis
 from .trace.labels import Axis, Bools, Factor, Ints, axis_size, find, leaves
 from .trace.program import Program
@@ -429,6 +430,7 @@ class Graph:
         self.group_of: Ints = np.full(len(self.classes), -1)
         self.index_of: Ints = np.zeros(len(self.classes), dtype=np.int64)
         names: set[str] = set()
+        kinds = self._kinds()
         first: dict[int, tuple[str, int]] = {}  # the same families recur on many axes
         for slot in ranked:
             first.setdefault(id(self._counts[slot]), slot)
@@ -437,20 +439,20 @@ class Graph:
                 units = units[self.group_of[units] < 0]
                 if not len(units):
                     continue
-                name, kind = self._name(slot, count, names)
+                kind = kinds.get(int(units[0]), analysis.kinds.get(slot, "width"))
+                name = _name(slot, count, kind, names)
                 names.add(name)
                 self.group_of[units] = len(self.groups)
                 self.index_of[units] = np.arange(len(units))
                 self.groups.append(Group(name, kind, len(units), units))
 
-    def _name(self, slot: tuple[str, int], count: int, taken: set[str]) -> tuple[str, str]:
-        tensor, dim = slot
-        kind = self.analysis.kinds.get(slot, "width")
-        path = tensor.rpartition(".")[0] or tensor
-        for name in (path, f"{path}:{kind}", f"{tensor}[{dim}]", f"{tensor}[{dim}]x{count}"):
-            if name not in taken:
-                return name, kind
-        return f"{tensor}[{dim}]#{len(taken)}", kind
+    def _kinds(self) -> dict[int, str]:
+        """What the units of attention are called: head, kv-head or head-dim."""
+        out: dict[int, str] = {}
+        for axis, kind in attention.kinds(self.analysis):
+            for part in leaves(axis):
+                out.update(dict.fromkeys(self.incidence(part)[1].tolist(), kind))
+        return out
 
     def _mark_inexact(self) -> None:
         for axis, reason in self.analysis.labels.inexact:
@@ -586,7 +588,7 @@ class Graph:
 
     def _why_frozen(self, parts: Axis) -> tuple[str, int]:
         """Why an axis is in no group, and how many indices of it; none if it is in one."""
-        if any(len(self.incidence(part)[0]) == part.size for part in parts):
+        if any(len(np.unique(self.incidence(part)[0])) == part.size for part in parts):
             return "", 0
         reasons: dict[str, int] = {}
         for part in parts:
@@ -635,6 +637,16 @@ class Graph:
             }
             for g in self.groups
         ]
+
+
+def _name(slot: tuple[str, int], count: int, kind: str, taken: set[str]) -> str:
+    """A name for the units of an axis: its module, and more where others have taken that."""
+    tensor, dim = slot
+    path = tensor.rpartition(".")[0] or tensor
+    names = [path, f"{path}:{kind}", f"{tensor}[{dim}]", f"{tensor}[{dim}]x{count}"]
+    if kind == "head-dim":  # the module goes by its heads
+        names = names[1:]
+    return next((n for n in names if n not in taken), f"{tensor}[{dim}]#{len(taken)}")
 
 
 def _sufficient(cells: Iterable[tuple[tuple[int, int], ...]]) -> bool:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
+import numpy as np
 from torch import nn
 
 from . import rules
+from .filled import Filled
 from .labels import Axis, Factor, Labels, find, fresh_axis, frozen_axis, leaves
 from .program import Node, Program, Ref
 from .record import record
@@ -43,6 +47,10 @@ class Analysis:
         blocked: tensor path -> the per-block labels of its dimension 1.
         order: tensor path -> position of the first node that uses it.
         statistics: positions of the nodes that take a statistic over an axis.
+        filled: the values that hold one number everywhere.
+        pieces: value id of a filled tensor -> the first piece that was taken from it.
+        stacked: value id of a stack from which single tensors are taken again -> its tensors.
+        repeated: the factors along which single indices were expanded.
     """
 
     def __init__(self, program: Program):
@@ -56,7 +64,13 @@ class Analysis:
         self.blocked: dict[str, Blocked] = {}
         self.order: dict[str, int] = {}
         self.statistics: list[int] = []
+        self.filled = Filled()
+        self.pieces: dict[int, int | None] = {}
+        self.stacked: dict[int, list[int]] = {}
+        self.repeated: list[Factor] = []
         self._origins: dict[int, tuple[str, ...]] = {}
+        self._products: list[tuple[Read, Read]] = []
+        self._alike: list[tuple[Axis, Axis]] = []
         self._position = 0
         self._start()
         for position, node in enumerate(program.nodes):
@@ -64,7 +78,26 @@ class Analysis:
             self._step(node)
         for ident in program.output_ids():
             self.freeze_value(ident, "output of the network")
+        self._settle()
         self._follow_training()
+
+    def _settle(self) -> None:
+        """What could not be told before the whole program was seen."""
+        for sides in self._products:
+            batched = [read for read in sides if self._has_batch(read.value)]
+            if batched:  # an activation that starts from a weight, as a learned initial state does
+                self.reads.append(batched[0])
+            else:
+                self._position = sides[0].position
+                self.statistic(sides[0].axis, "a product of weights alone is summed over it")
+        self.reads.sort(key=lambda read: read.position)
+        for one, other in self._alike:
+            if any(find(f).frozen is None for axis in (one, other) for f in leaves(axis)):
+                both = np.concatenate([self.labels.flat(one), self.labels.flat(other)])
+                self.labels.balance(both, 2, "axes that one number sizes")
+
+    def _has_batch(self, ident: int) -> bool:
+        return any(leaf.batch for axis in self.axes[ident] for leaf in leaves(axis))
 
     def _follow_training(self) -> None:
         """What runs in training mode alone is coupled like the rest, but nothing is gated there."""
@@ -95,6 +128,7 @@ class Analysis:
         for ident, axes in zip(node.outputs, rules.follow(self, node), strict=False):
             if ident is not None:
                 self.axes[ident] = axes
+        self.filled.follow(node, rules.op_name(node.op))
         origins: tuple[str, ...] = ()
         for ident in node.inputs:
             for name in self._origins.get(ident, ()):
@@ -106,6 +140,15 @@ class Analysis:
                 self._origins[ident] = origins
 
     # ------------------------------------------------------------------ for the rules
+    @cached_property
+    def consumers(self) -> dict[int, list[Node]]:
+        """Value id -> the nodes that take it as an argument."""
+        out: dict[int, list[Node]] = {}
+        for node in (*self.program.nodes, *self.program.training.nodes):
+            for ident in node.inputs:
+                out.setdefault(ident, []).append(node)
+        return out
+
     def shape(self, node: Node) -> tuple[int, ...]:
         """The shape of a node's first output."""
         first = next(out for out in node.outputs if out is not None)
@@ -181,13 +224,33 @@ class Analysis:
         axes = [self.axes[ident][dim] for _, ident, dim in (left, right)]
         for (_, ident, _), axis in zip((left, right), axes, strict=True):
             self.reads_weight(ident, axis)
-        if any(live):
+        if any(self.filled.zero(ident) for _, ident, _ in (left, right)):
+            pass  # nothing is read from zeros
+        elif any(live):
             arg, ident, dim = left if live[0] else right
             if any(find(factor).frozen is None for factor in axes[0]):
                 self.read(node, arg, ident, dim)
         else:
-            self.statistic(axes[0], "a product of weights alone is summed over it")
+            sides = (left, right)
+            one, other = (
+                Read(self._position, *side, self.axes[side[1]][side[2]]) for side in sides
+            )
+            self._products.append((one, other))
         self.labels.unite(*axes)
+
+    def same_count(self, one: Axis, other: Axis) -> None:
+        """These axes may lose other indices, but as many of them."""
+        if one is not other:
+            self._alike.append((one, other))
+
+    def with_copies(self, axis: Axis) -> Axis:
+        """An axis whose indices are each repeated: the copies of one index may go one by one."""
+        parts = leaves(axis) if len(axis) > 1 and self.repeated else []
+        for i, (source, repeat) in enumerate(pairwise(parts)):
+            if source.frozen is None and repeat.virgin and repeat in self.repeated:
+                copies = self.labels.copies(source, repeat)
+                return (*parts[:i], copies, *parts[i + 2 :])
+        return axis
 
     def blocked_axis(self, ident: int, groups: int) -> Factor | None:
         """The per-group labels of dimension 1 of a grouped kernel; None if it is computed."""

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
 from .program import Call, Node, Program, Ref, Run, Value
-from .shadow import META, Shadow
+from .shadow import META, Shadow, storage
 from .tagged import Attribute, Size, TaggedInt
 
 aten = torch.ops.aten
@@ -194,7 +194,7 @@ class Recorder:
         """A new value for a tensor, which from now on is known by it."""
         ident = len(self.program.values)
         self.program.values.append(Value(tuple(tensor.shape), tensor.dtype, live))
-        key, ids = id(tensor), self._ids
+        key, ids, shadow = id(tensor), self._ids, self.shadow
         if tensor.is_meta or key in self.names:  # holds no memory, or is held by the model
             ids[key] = (lambda: tensor, ident)
         else:
@@ -204,11 +204,10 @@ class Recorder:
                     del ids[key]
 
             ids[key] = (weakref.ref(tensor, forget), ident)
-        if tensor.is_meta or self.shadow is None:  # else its shadow is what gets viewed
-            try:  # noqa: SIM105 - a context manager here costs as much as all the rest
-                self._storage[ident] = tensor.untyped_storage()._cdata
-            except (RuntimeError, NotImplementedError):
-                pass  # not every tensor has one
+        try:  # noqa: SIM105 - a context manager here costs as much as all the rest
+            self._storage[ident] = storage(tensor) if shadow is None else shadow.storage(tensor)
+        except (RuntimeError, NotImplementedError):
+            pass  # not every tensor has one
         return ident
 
     def value(self, tensor: torch.Tensor) -> int:
@@ -267,10 +266,19 @@ class Recorder:
         name = func._schema.name
         if name.endswith("_") and not name.endswith("__"):
             self._inplace.append((len(self.program.nodes), inputs[0]))
+            if live and not values[inputs[0]].live:
+                self._enliven(inputs[0])
         self.program.nodes.append(
             Node(func, noted, noted_kwargs, outputs, multiple, self.stack[-1], self.call, inputs)
         )
         return result
+
+    def _enliven(self, target: int) -> None:
+        """Whatever views the memory that a live value was written to is live."""
+        memory = self._storage.get(target)
+        for ident, own in self._storage.items():
+            if own == memory:
+                self.program.values[ident].live = True
 
     def finish(self) -> None:
         """Leave what the outputs of the run depend on, in pure forms where that can be."""
@@ -283,9 +291,9 @@ class Recorder:
         program = self.program
         changed = {self._storage.get(target, -1) for _, target in self._inplace}
         sharing: dict[int, list[int]] = {}
-        for ident, storage in self._storage.items():
-            if storage in changed:
-                sharing.setdefault(storage, []).append(ident)
+        for ident, memory in self._storage.items():
+            if memory in changed:
+                sharing.setdefault(memory, []).append(ident)
         names = {ident for idents in sharing.values() for ident in idents}
         last: dict[int, int] = {}
         for position, node in enumerate(program.nodes):

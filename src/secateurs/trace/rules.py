@@ -142,7 +142,8 @@ def pointwise(analysis: Analysis, node: Node) -> list[Axes]:
 # ---------------------------------------------------------------------- data movement
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "flatten")
 def _view(analysis: Analysis, node: Node) -> list[Axes]:
-    return [analysis.labels.regroup(analysis.arg_axes(node), analysis.shape(node))]
+    axes = analysis.labels.regroup(analysis.arg_axes(node), analysis.shape(node))
+    return [[analysis.with_copies(axis) for axis in axes]]
 
 
 @rule("permute", "transpose", "t", "numpy_T")
@@ -167,7 +168,9 @@ def _expand(analysis: Analysis, node: Node) -> list[Axes]:
     axes, shape = analysis.arg_axes(node), analysis.shape(node)
     old = (1,) * (len(shape) - len(axes)) + analysis.program.values[node.inputs[0]].shape
     axes = [()] * (len(shape) - len(axes)) + axes
-    return [[a if o == n else fresh_axis(n) for a, o, n in zip(axes, old, shape, strict=True)]]
+    out = [a if o == n else fresh_axis(n) for a, o, n in zip(axes, old, shape, strict=True)]
+    analysis.repeated += [f for a, o, n in zip(out, old, shape, strict=True) if o != n for f in a]
+    return [out]
 
 
 @rule("cat")
@@ -195,10 +198,24 @@ def _stack(analysis: Analysis, node: Node) -> list[Axes]:
     shape = analysis.shape(node)
     dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape)
     first, *rest = (analysis.axes[ident] for ident in node.inputs)
+    relate = analysis.labels.unite
+    if _taken_apart(analysis, node, dim):
+        analysis.stacked[node.outputs[0] or 0] = list(node.inputs)
+        relate = analysis.same_count
     for axes in rest:
         for a, b in zip(first, axes, strict=True):
-            analysis.labels.unite(a, b)
+            relate(a, b)
     return [[*first[:dim], frozen_axis(shape[dim], "stacked tensors"), *first[dim:]]]
+
+
+def _taken_apart(analysis: Analysis, node: Node, dim: int) -> bool:
+    """Whether all that is done with a stack is to take single tensors from it again."""
+    out = node.outputs[0] or 0
+    return out not in analysis.program.output_ids() and all(
+        op_name(reader.op) in ("select", "unbind")
+        and (reader.args[1] if len(reader.args) > 1 else 0) % len(analysis.shape(node)) == dim
+        for reader in analysis.consumers[out]
+    )
 
 
 def slice_bounds(node: Node, size: int) -> tuple[int, int, int, int]:
@@ -248,7 +265,25 @@ def _select(analysis: Analysis, node: Node) -> list[Axes]:
     axes = analysis.arg_axes(node)
     dim = (node.args[1] if len(node.args) > 1 else 0) % len(axes)
     analysis.labels.freeze(axes[dim], "single indices of this axis are selected")
-    return [[*axes[:dim], *axes[dim + 1 :]] for _ in node.outputs]
+    rest = [*axes[:dim], *axes[dim + 1 :]]
+    ident = node.inputs[0]
+    if ident in analysis.stacked:
+        items = [list(analysis.axes[item]) for item in analysis.stacked[ident]]
+        return items if op_name(node.op) == "unbind" else [items[node.args[2]]]
+    if ident in analysis.filled:
+        return [_apart(analysis, ident, rest, out) for out in node.outputs]
+    return [rest for _ in node.outputs]
+
+
+def _apart(analysis: Analysis, ident: int, axes: Axes, out: int | None) -> Axes:
+    """The axes of a piece of a tensor that is one number everywhere: like its axes in size only."""
+    pieces = analysis.pieces.setdefault(ident, out)
+    if out is None or pieces == out:
+        return axes
+    new = [fresh_axis(axis_size(axis)) for axis in axes]
+    for one, other in zip(axes, new, strict=True):
+        analysis.same_count(one, other)
+    return new
 
 
 @rule("roll")
