@@ -134,13 +134,17 @@ reproduce-quick:  ## a small form of the four: ten minutes
 obd: $(VENV)/.test  ## Optimal Brain Damage on digits: predicted and true change, retraining
 	$(REPRODUCE) benchmarks/obd_digits.py $(WITH) --results $(RUNS)/obd.jsonl --out $(PAGES)/obd.md
 
-.PHONY: splicing splicing-quick
-splicing: $(VENV)/.test  ## dynamic network surgery on MNIST: LeNet-5 and LeNet-300-100
+.PHONY: splicing splicing-quick splicing-full
+splicing: $(VENV)/.test  ## dynamic network surgery: LeNets on MNIST, AlexNet at a quarter on CIFAR-10
 	$(REPRODUCE) benchmarks/splicing.py $(WITH) --results $(RUNS)/splicing.jsonl \
 		--out $(PAGES)/splicing.md
 
 splicing-quick:  ## a small form of it: a minute
 	$(MAKE) splicing QUICK=1
+
+splicing-full: $(VENV)/.test  ## AlexNet at its widths, on a GPU
+	$(REPRODUCE) benchmarks/splicing.py --net alexnet-full --jobs 1 --seeds $(SEEDS) \
+		--results $(RUNS)/splicing-full.jsonl --out $(PAGES)/splicing-full.md
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site

@@ -15,6 +15,10 @@ PAPER = {
     "lenet5": (0.91, 0.91, 108, (14.2, 3.1, 0.7, 4.3)),
     "lenet-300-100": (2.28, 1.99, 56, (1.8, 1.8, 5.5)),
 }
+PAPER |= dict.fromkeys(
+    ("alexnet-quarter", "alexnet-full"),  # on ImageNet
+    (43.42, 43.09, 17.7, (53.8, 40.6, 29.0, 32.3, 32.5, 3.7, 6.6, 4.6)),
+)
 Record = Mapping
 
 

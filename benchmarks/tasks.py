@@ -13,7 +13,7 @@ import fashion
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from small_nets import ResNet8, alexnet, lenet_300_100, vgg
+from small_nets import ResNet8, alexnet, alexnet_full, lenet_300_100, vgg
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -173,7 +173,7 @@ class Task:
         if path.exists():
             return
         torch.manual_seed(seed)
-        model = self.build()
+        model = self.build().to("cuda" if torch.cuda.is_available() else "cpu")
         updates, lr = self.training
         batches = Stream(self.data(validation)[0], seed).take(updates)
         fine_tune(model, batches, updates, lr)
@@ -262,6 +262,26 @@ TASKS = {
             updates=800,
             each=30,
             lr=0.05,
+        ),
+        Task(
+            "alexnet-quarter",
+            "AlexNet at a quarter of its widths, CIFAR-10",
+            partial(alexnet, hidden=1024),
+            _cifar,
+            training=(8000, 0.02),
+            updates=800,
+            each=30,
+            lr=0.01,
+        ),
+        Task(
+            "alexnet-full",
+            "AlexNet at its widths, CIFAR-10 enlarged to 227²",
+            alexnet_full,
+            _cifar,
+            training=(20_000, 0.01),
+            updates=800,
+            each=30,
+            lr=0.005,
         ),
     )
 }

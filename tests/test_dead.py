@@ -378,6 +378,15 @@ def test_blocks_lose_equally_many() -> None:
 
 
 # ---------------------------------------------------------------------- the verb
+def test_channels_may_come_last_in_memory() -> None:
+    model, inputs = network("lenet")
+    model = model.to(memory_format=torch.channels_last)
+    thin(model, 0.05)
+    small = sc.remove_dead(model, inputs)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    assert relative_error(call(model, inputs), call(small, inputs)) <= TOLERANCE
+
+
 def test_nothing_dead_gives_a_copy() -> None:
     model, x = network("lenet")
     dead, small = law(model, x)

@@ -37,7 +37,7 @@ def normed(b: Builder, x: Value) -> Value:
 @ingredient("vector")
 def residual(b: Builder, x: Value) -> Value:
     y = steps(b, x, still=True)
-    if y.shape != x.shape or b.coin():
+    if y is x or y.shape != x.shape or b.coin():
         y = projected(b, y, x.width)
     return b.like(x, f"{x} {b.pick('+', '*', '-')} {y}")
 

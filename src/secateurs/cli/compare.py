@@ -10,12 +10,9 @@ import typer
 from ..errors import FileError
 from ..report.extra import check_installed, installed
 from . import flags
-from .config import CompareSection, Config, DataSection, make_config
-from .datasets import evaluation, train_batches
-from .models import build, example_inputs
-from .objects import find_loss, importable
+from .config import CompareSection, Config, DataSection
+from .job import configured, opened
 from .report import COMPARISON
-from .saved import ZOOS
 
 COMPARISON_PAGE = "comparison.html"
 SECTIONS = ((DataSection, r"Data, \[data]"), (CompareSection, r"How to compare, \[compare]"))
@@ -74,25 +71,21 @@ def compare_criteria(
     secateurs compare run.toml --criteria taylor --criteria weight --preset full
     ```
     """
-    given = make_config(
+    given = configured(
         config,
         {
-            "model": {
-                "path": model,
-                "class": original,
-                "weights": weights,
-                "input_shape": input_shape or None,
-                "inputs": inputs,
-            },
-            "data": {name: values[name] for name in DataSection.model_fields},
-            "compare": {n: values[n] for n in CompareSection.model_fields if values[n] != []},
-            "out": out,
+            "path": model,
+            "class": original,
+            "weights": weights,
+            "input_shape": input_shape or None,
+            "inputs": inputs,
         },
-        budget=False,
+        ("compare", CompareSection),
+        values,
+        out=out,
     )
     if report:
         check_installed()  # not after hours of work
-    importable(([config.parent] if config else []) + [Path.cwd()])
     try:
         comparison = _run(given, resume=resume, overwrite=overwrite, progress=progress)
     except KeyboardInterrupt:
@@ -109,13 +102,8 @@ def compare_criteria(
 def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> Any:
     from .. import compare
 
-    data, how, source = config.data, config.compare, config.model
-    network = build(source.path, source.weights, 0, source.original)
-    if source.weights is None and source.path.partition(":")[0] in ZOOS:
-        typer.echo("note: the weights are random; --weights takes trained ones", err=True)
-    inputs = example_inputs(source.path, network, source.input_shape, source.inputs)
-    loss = find_loss(data.loss)
-    train, evaluate = train_batches(data, inputs), evaluation(data, inputs)
+    how = config.compare
+    network, inputs, data = opened(config, 0)
     lines = config.out / COMPARISON
     if lines.exists() and not resume:
         if not overwrite:
@@ -126,17 +114,14 @@ def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> An
     return compare(
         network,
         inputs,
-        data=train,
-        loss=loss,
+        data=data.pop("train"),
         criteria=how.criteria or "all",
-        evaluate=evaluate,
-        metric=data.metric_name,
-        mode=data.mode,
         preset=how.preset,
         out=config.out,
         resume=resume,
         engine=None if how.engine == "none" else how.engine,
         jobs=how.jobs,
         progress=progress,
+        **data,
         **how.options,
     )

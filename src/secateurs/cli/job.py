@@ -1,16 +1,19 @@
-"""What the commands that change a model share: the model, and the folder of the result."""
+"""What the commands that train share: their configuration, model and data, and the result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
+from pydantic import BaseModel
 
 from ..errors import FileError
-from .config import Config, ModelSection
+from .config import Config, DataSection, make_config
+from .datasets import evaluation, train_batches
 from .models import build, example_inputs, is_saved
+from .objects import find_loss, importable
 from .saved import CONFIG, ZOOS, original_of
 
 if TYPE_CHECKING:
@@ -28,12 +31,54 @@ class Result(Protocol):
     def save(self, directory: str | Path) -> Path: ...
 
 
-def open_model(source: ModelSection, seed: int) -> tuple[nn.Module, Any]:
-    """The model of a configuration, and its example inputs."""
+def configured(
+    file: Path | None,
+    source: Mapping[str, Any],
+    how: tuple[str, type[BaseModel]],
+    values: Mapping[str, Any],
+    **more: Any,
+) -> Config:
+    """The configuration of a command: a file, if there is one, with the flags over it.
+
+    What it names can be imported from then on: from beside the file, and from here.
+
+    Args:
+        file: of the configuration.
+        source: the flags of [model].
+        how: name and section of the command's own settings.
+        values: the flags of [data] and of the command's own section; an empty list is not given.
+        **more: other keys; a `budget` is asked for if it is among them.
+    """
+    name, section = how
+    given = {
+        "model": source,
+        "data": {key: values[key] for key in DataSection.model_fields},
+        name: {key: values[key] for key in section.model_fields if values[key] != []},
+        **more,
+    }
+    config = make_config(file, given, budget="budget" in more)
+    importable(([file.parent] if file else []) + [Path.cwd()])
+    return config
+
+
+def opened(config: Config, seed: int) -> tuple[nn.Module, Any, dict[str, Any]]:
+    """The model of a configuration, its example inputs, and its data as the verbs take them."""
+    source, data = config.model, config.data
     network = build(source.path, source.weights, seed, source.original)
     if source.weights is None and source.path.partition(":")[0] in ZOOS:
         typer.echo("note: the weights are random; --weights takes trained ones", err=True)
-    return network, example_inputs(source.path, network, source.input_shape, source.inputs)
+    inputs = example_inputs(source.path, network, source.input_shape, source.inputs)
+    return (
+        network,
+        inputs,
+        {
+            "loss": find_loss(data.loss),
+            "train": train_batches(data, inputs),
+            "evaluate": evaluation(data, inputs),
+            "metric": data.metric_name,
+            "mode": data.mode,
+        },
+    )
 
 
 def writable(folder: Path, *, replace: bool) -> None:

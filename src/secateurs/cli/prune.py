@@ -11,10 +11,8 @@ import typer
 from ..errors import ConfigError
 from ..report.extra import check_installed, installed
 from . import flags
-from .config import Config, DataSection, PruneSection, make_config
-from .datasets import evaluation, train_batches
-from .job import keep, open_model, writable
-from .objects import find_loss, importable
+from .config import Config, DataSection, PruneSection
+from .job import configured, keep, opened, writable
 from .report import PAGE
 from .saved import CONFIG
 
@@ -85,25 +83,22 @@ def prune_model(
     paths in it start at its own folder; the modules that it names are searched for there and in
     the current directory.
     """
-    given = make_config(
+    given = configured(
         config,
         {
-            "model": {
-                "path": model,
-                "class": original,
-                "weights": weights,
-                "input_shape": input_shape or None,
-                "inputs": inputs,
-            },
-            "data": {name: values[name] for name in DataSection.model_fields},
-            "budget": _budget(budget or []),
-            "prune": {n: values[n] for n in PruneSection.model_fields if values[n] != []},
-            "out": out,
+            "path": model,
+            "class": original,
+            "weights": weights,
+            "input_shape": input_shape or None,
+            "inputs": inputs,
         },
+        ("prune", PruneSection),
+        values,
+        budget=_budget(budget or []),
+        out=out,
     )
     if report:
         check_installed()  # not after hours of work
-    importable(([config.parent] if config else []) + [Path.cwd()])
     result = _run(given, resume=resume, overwrite=overwrite, progress=progress)
     command = shlex.join(["secateurs", *context.obj])
     result.origin = result.origin.model_copy(update={"command": command})
@@ -130,24 +125,18 @@ def _budget(texts: list[str]) -> dict[str, float]:
 def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> PruneResult:
     from .. import prune
 
-    data, how = config.data, config.prune
-    network, inputs = open_model(config.model, how.seed)
-    loss = find_loss(data.loss)
-    train, evaluate = train_batches(data, inputs), evaluation(data, inputs)
+    how = config.prune
+    network, inputs, data = opened(config, how.seed)
     writable(config.out, replace=resume or overwrite)
     return prune(
         network,
         inputs,
-        train=train,
-        loss=loss,
         budget=config.budget.given,
         criterion=how.criterion,
-        evaluate=evaluate,
-        metric=data.metric_name,
-        mode=data.mode,
         out=config.out,
         resume=resume,
         progress=progress,
+        **data,
         **how.options,
     )
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from . import flags
-from .config import Config, DataSection, SparsifySection, make_config
-from .datasets import evaluation, train_batches
-from .job import keep, open_model, writable
-from .objects import find_loss, importable
+from .config import Config, DataSection, SparsifySection
+from .job import configured, keep, opened, writable
 from .report import PAGE
 
 if TYPE_CHECKING:
@@ -46,23 +43,19 @@ def sparsify_model(
     Give one of --compression, --sparsity and --pattern. Zeros make a network neither smaller nor
     faster by themselves.
     """
-    given = make_config(
+    given = configured(
         config,
         {
-            "model": {
-                "path": model,
-                "class": original,
-                "weights": weights,
-                "input_shape": input_shape or None,
-                "inputs": inputs,
-            },
-            "data": {name: values[name] for name in DataSection.model_fields},
-            "sparsify": {n: values[n] for n in SparsifySection.model_fields if values[n] != []},
-            "out": out,
+            "path": model,
+            "class": original,
+            "weights": weights,
+            "input_shape": input_shape or None,
+            "inputs": inputs,
         },
-        budget=False,
+        ("sparsify", SparsifySection),
+        values,
+        out=out,
     )
-    importable(([config.parent] if config else []) + [Path.cwd()])
     result = _run(given, resume=resume, overwrite=overwrite, progress=progress)
     _write(given, result)
     if result.stopped in ("done", "floor"):
@@ -78,22 +71,16 @@ def sparsify_model(
 def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> SparsifyResult:
     from .. import sparsify
 
-    data, how = config.data, config.sparsify
-    network, inputs = open_model(config.model, how.seed)
-    loss = find_loss(data.loss)
-    train, evaluate = train_batches(data, inputs), evaluation(data, inputs)
+    how = config.sparsify
+    network, inputs, data = opened(config, how.seed)
     writable(config.out, replace=resume or overwrite)
     return sparsify(
         network,
         inputs,
-        train=train,
-        loss=loss,
-        evaluate=evaluate,
-        metric=data.metric_name,
-        mode=data.mode,
         out=config.out,
         resume=resume,
         progress=progress,
+        **data,
         **how.model_dump(),
     )
 

@@ -96,6 +96,8 @@ def tensor_of(modules: Mapping[str, nn.Module], name: str) -> torch.Tensor | Non
 
 
 _NOTHING = torch.Size((0,))  # of a placeholder for what an operation does not give this time
+# what was contiguous when recorded may not be in a replay
+_REPLAYED = {aten.view.default: aten.reshape.default}
 _AS_STRIDED = (aten.as_strided.default, aten.as_strided_.default)
 
 
@@ -268,8 +270,9 @@ class Recorder:
             self._inplace.append((len(self.program.nodes), inputs[0]))
             if live and not values[inputs[0]].live:
                 self._enliven(inputs[0])
+        op = _REPLAYED.get(func, func)
         self.program.nodes.append(
-            Node(func, noted, noted_kwargs, outputs, multiple, self.stack[-1], self.call, inputs)
+            Node(op, noted, noted_kwargs, outputs, multiple, self.stack[-1], self.call, inputs)
         )
         return result
 
