@@ -17,18 +17,18 @@ vector of counts, and then every set with counts that ran. That leaves no subset
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from typing import TypeAlias
 
 import torch
 from tests.support import relative_error
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.utils import _pytree as pytree
 
-import secateurs as sc
-from secateurs.errors import MendError, PlanError
-from secateurs.groups import Graph
+from secateurs.groups import Graph, Group
 from secateurs.plan import Plan
 
 AxisOf: TypeAlias = tuple[str, int]
@@ -53,18 +53,28 @@ class Search:
     """Every clean set of slices of a model."""
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]):
-        self.model, self.inputs = model, inputs
         self.axes = axes(model)
         self.tensors = {name: t.detach() for name, t in model.state_dict().items()}
+        self._model, self._inputs = copy.deepcopy(model), inputs
+        self._own = self._model.state_dict(keep_vars=True)
         self.shapes = [out.shape for out in self._run(self.tensors) or ()]
 
     def clean(self) -> set[Cut]:
         """All of them, the empty one aside."""
         found = set()
-        for counts in itertools.product(*map(range, self.axes.values())):
-            if any(counts) and self._fits(counts):
-                found.update(cut for cut in self._sets(counts) if self.keeps(cut))
+        for counts in self.counts():
+            found.update(cut for cut in self._sets(counts) if self.keeps(cut))
         return found
+
+    def counts(self) -> list[tuple[int, ...]]:
+        """How many indices the axes may lose, so that the module runs."""
+        every = itertools.product(*map(range, self.axes.values()))
+        return [counts for counts in every if any(counts) and self._fits(counts)]
+
+    def tries(self) -> int:
+        """How many sets there are to try."""
+        sizes = self.axes.values()
+        return sum(math.prod(map(math.comb, sizes, counts)) for counts in self.counts())
 
     def keeps(self, cut: Cut) -> bool:
         """Whether deleting a set is the same as setting it to zero."""
@@ -94,12 +104,14 @@ class Search:
 
     def _run(self, tensors: Mapping[str, Tensor]) -> list[Tensor] | None:
         """The outputs with these tensors in place of the module's own; None if it cannot run."""
+        for name, own in self._own.items():
+            own.data = tensors[name]
         try:
             with torch.no_grad():
-                out = functional_call(self.model, dict(tensors), self.inputs)
+                out = self._model(*self._inputs)
         except (RuntimeError, ValueError, IndexError):
             return None
-        return [out] if isinstance(out, Tensor) else list(out)
+        return pytree.tree_leaves(out)
 
 
 def by_axis(cut: Cut) -> dict[AxisOf, list[int]]:
@@ -109,23 +121,16 @@ def by_axis(cut: Cut) -> dict[AxisOf, list[int]]:
     return out
 
 
-def offered(graph: Graph, *, exact_only: bool) -> dict[Cut, Plan]:
-    """The slices of every plan that a graph accepts: each subset of its units is tried."""
-    units = [(g.name, i) for g in graph if g.exact or not exact_only for i in range(g.size)]
-    out = {}
-    for size in range(1, len(units) + 1):
-        for chosen in itertools.combinations(units, size):
-            plan: dict[str, list[int]] = {}
-            for name, unit in chosen:
-                plan.setdefault(name, []).append(unit)
-            try:
-                made = graph.plan(plan)
-            except (PlanError, MendError):
-                continue
-            out[slices(made)] = made
+def minimal(cuts: Collection[Cut]) -> list[Cut]:
+    """Those that are no union of others."""
+    out: list[Cut] = []
+    for cut in sorted(cuts, key=len):
+        if frozenset().union(*(part for part in out if part < cut)) != cut:
+            out.append(cut)
     return out
 
 
+# ---------------------------------------------------------------------- what a graph offers
 def slices(plan: Plan) -> Cut:
     """What a plan deletes; networks here have no kernel that is cut block by block."""
     return frozenset(
@@ -136,13 +141,27 @@ def slices(plan: Plan) -> Cut:
     )
 
 
-def compare(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[set[Cut], set[Cut]]:
-    """(clean sets that no plan makes, slices of exact plans that are not clean): both are empty.
+def smallest(group: Group) -> Iterator[list[int]]:
+    """The smallest plans of a group: one unit, or one of each block."""
+    blocks = [block.tolist() for block in group.blocks()]
+    return map(list, itertools.product(*blocks)) if group.size > len(blocks) else iter(())
 
-    The first are non-empty where a group is coarser than need be, or an axis is frozen that could
-    be cut; the second where a coupling is missed.
+
+def faults(graph: Graph, clean: Collection[Cut]) -> list[str]:
+    """Where a graph and the search differ.
+
+    A clean set that is no union of what the graph's smallest plans delete: a group is coarser than need
+    be, or an axis is frozen that could be cut. A smallest plan of an exact group that is not clean: a
+    coupling is missed. Plans that rewrite a number in the code are left out of the second.
     """
-    clean = Search(model, inputs).clean()
-    graph = sc.trace(model, inputs)
-    every, exact = (set(offered(graph, exact_only=only)) for only in (False, True))
-    return clean - every, exact - clean
+    plans = [graph.plan({group.name: units}) for group in graph for units in smallest(group)]
+    made = [slices(plan) for plan in plans]
+    out = []
+    for cut in clean:
+        whole = frozenset().union(*(part for part in made if part <= cut))
+        if whole != cut:
+            out.append(f"coarse: {by_axis(cut)} can go, and {by_axis(cut - whole)} is not offered")
+    for plan, part in zip(plans, made, strict=True):
+        if plan.exact and not plan.literals and part not in clean:
+            out.append(f"missed: {by_axis(part)} cannot go alone")
+    return out

@@ -42,6 +42,9 @@ class Network:
     def __repr__(self) -> str:
         return f"\n{self.code}\n\nINPUTS = ({''.join(f'{made}, ' for _, made in self.inputs)})\n"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # Hypothesis would show the fields
+
     def module(self) -> nn.Module:
         """The module, in float64 and eval mode, with weights that hide nothing."""
         name = f"<network {hash(self.code)}>"  # its lines are shown where it raises
