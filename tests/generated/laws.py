@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 from tests.support import call, relative_error, snapshot
-from torch import nn
+from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.errors import MendError, PlanError
@@ -19,20 +19,25 @@ from .network import Network
 
 TOLERANCE = 1e-9
 
-# Reads that are no product with a weight: there a unit with zeroed parameters may still speak.
-_OTHER_READS = ("F.normalize",)
-
-
 class Laws:
     """The laws on one network, with a random choice of units.
+
+    Args:
+        model: in float64 and eval mode.
+        inputs: what it is called with.
+        seed: of the choice.
+        by_weights: whether every unit is read by weights alone. Then a network whose parameters are
+            set to zero, by hand, is a second reference.
 
     Attributes:
         tally: how many networks, groups, plans and refusals there were.
     """
 
-    def __init__(self, network: Network, seed: int):
-        self.network, self.rng = network, np.random.default_rng(seed)
-        self.model, self.inputs = network.module(), network.example()
+    def __init__(
+        self, model: nn.Module, inputs: tuple[Tensor, ...], seed: int, *, by_weights: bool = True
+    ):
+        self.model, self.inputs, self.by_weights = model, inputs, by_weights
+        self.rng = np.random.default_rng(seed)
         self.tally: Counter[str] = Counter(networks=1)
 
     def check(self) -> Counter[str]:
@@ -76,7 +81,7 @@ class Laws:
         proof = sc.verify(self.model, small, plan, self.inputs, graph=graph)
         assert proof.max_relative_error <= TOLERANCE, f"{proof}, cutting {units}"
         self.tally["exact plans" if plan.exact else "inexact plans"] += 1
-        if plan.exact and not any(read in self.network.code for read in _OTHER_READS):
+        if plan.exact and self.by_weights:
             zeroed = without(self.model, plan)
             error = relative_error(call(zeroed, self.inputs), call(small, self.inputs))
             assert error <= TOLERANCE, f"unlike zeroed parameters by {error:.1e}, cutting {units}"
@@ -127,3 +132,9 @@ def removed(plan: Plan) -> Iterator[tuple[str, int, slice, int]]:
             for number, block in enumerate(blocks):
                 rows = slice(number * run, (number + 1) * run) if len(blocks) > 1 else slice(None)
                 yield from ((name, dim, rows, index) for index in block)
+
+
+def check(network: Network, seed: int) -> Counter[str]:
+    """The laws on a generated network."""
+    laws = Laws(network.module(), network.example(), seed, by_weights=network.by_weights)
+    return laws.check()

@@ -39,6 +39,11 @@ class Network:
         run = "".join(f"        {line}\n" for line in self.forward)
         return f"{_HEAD}{body}\n    def forward(self, {arguments}) -> Any:\n{run}"
 
+    @property
+    def by_weights(self) -> bool:
+        """Whether units are read by weights alone: a norm reads what it divides by."""
+        return "F.normalize" not in self.code
+
     def __repr__(self) -> str:
         return f"\n{self.code}\n\nINPUTS = ({''.join(f'{made}, ' for _, made in self.inputs)})\n"
 
