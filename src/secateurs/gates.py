@@ -184,7 +184,7 @@ def statistics(graph: Graph, selection: Selection) -> dict[int, Instead]:
 
 def _retaken(graph: Graph, selection: Selection, node: Node) -> Instead:
     """Run a node on what stays of its operands, and put zeros where something went."""
-    axes = graph.analysis.axes
+    axes, points = graph.analysis.axes, graph.analysis.points
     stated = resized_args(graph.analysis, node, selection)
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -194,11 +194,16 @@ def _retaken(graph: Graph, selection: Selection, node: Node) -> Instead:
         ]
         result = node.op(*small, **kwargs)
         if not node.multiple:
-            return _spread(result, axes[node.outputs[0] or 0], selection)
-        return [
-            out if ident is None else _spread(out, axes[ident], selection)
-            for out, ident in zip(result, node.outputs, strict=True)
-        ]
+            return spread(result, node.outputs[0])
+        return [spread(*pair) for pair in zip(result, node.outputs, strict=True)]
+
+    def spread(out: Any, ident: int | None) -> Any:
+        if ident is None:
+            return out
+        if ident in points:  # numbers among those that stay, as they are among all
+            kept = np.flatnonzero(~selection.removed(points[ident]))
+            out = torch.from_numpy(kept).to(out.device)[out]
+        return _spread(out, axes[ident], selection)
 
     return run
 

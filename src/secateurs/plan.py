@@ -87,6 +87,12 @@ class Plan:
             own[name] = tensor
         return own
 
+    def changed_sizes(self) -> set[tuple[int, int]]:
+        """(before, after) of every axis, attribute and group that the plan changes."""
+        axes = {own.axis(dim) for own in self.tensors.values() for dim in own.removed}
+        groups = {(n, n - len(self.groups[name])) for name, n in self.sizes.items()}
+        return axes | groups | set(self.attributes.values())
+
     def then(self, other: Plan) -> Plan:
         """This plan followed by one made for its result, as one plan for the original model.
 
@@ -295,6 +301,11 @@ def _check_units(group: Group, indices: list[int]) -> None:
             f"all {group.size} units of group {group.name!r} would go, and nothing would pass; "
             "leave at least one"
         )
+    if (left := group.size - len(indices)) % group.multiple:
+        raise PlanError(
+            f"{left} units of group {group.name!r} would stay, and a kernel that reads them takes "
+            f"multiples of {group.multiple} only"
+        )
     if group.balance is not None:
         counts = {
             int(block): int(np.isin(members, indices).sum())
@@ -317,6 +328,9 @@ def _check_axes(graph: Graph, selection: Selection) -> None:
     for vector in graph.analysis.labels.vectors:
         if vector.labels is not None and selection.removed((vector,)).all():
             raise PlanError("the plan would empty an axis somewhere in the network; leave a unit")
+    for axis, least, reason in graph.analysis.labels.least:
+        if (left := selection.size(axis)) < least:
+            raise PlanError(f"the plan would leave {left} units where {reason} needs {least}")
     for labels, reason in graph.analysis.labels.balanced:
         lost = selection.gone(labels).sum(axis=1)
         if (lost != lost[0]).any():
@@ -352,9 +366,7 @@ def random_plan(graph: Graph, fraction: float, seed: int, *, exact_only: bool) -
             if exact_only and not group.exact:
                 continue
             blocks = group.blocks()
-            count = min(
-                int(fraction * group.size / len(blocks)), *(len(b) - 1 for b in blocks), 1 << 30
-            )
+            count = group.allowed(int(fraction * group.size / len(blocks)))
             chosen = [i for b in blocks for i in rng.choice(b, count, replace=False).tolist()]
             units[group.name] = sorted(chosen)
         try:

@@ -14,6 +14,7 @@ from ..errors import PlanError
 from ..plan import Plan
 from ..slices import Known
 from ..trace.record import modules_of
+from .config import mend_config
 from .mend import Literal
 
 M = TypeVar("M", bound=nn.Module)
@@ -32,6 +33,9 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
 
     Raises:
         PlanError: the plan does not fit the model; nothing was changed.
+
+    Warns:
+        UserWarning: the model is built from a config, which cannot say what was cut.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
@@ -62,6 +66,7 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
         modules[path].__dict__[attribute] = value
     for literal in plan.literals:
         _rewrite(modules[literal.module], literal)
+    mend_config(model, plan.changed_sizes(), plan.attributes)
     return model
 
 

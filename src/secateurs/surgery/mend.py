@@ -29,10 +29,10 @@ Axes: TypeAlias = Mapping[tuple[str, int], tuple[int, int]]
 # axis that they describe.
 _DESCRIBES = {
     "writes": re.compile(
-        r"(.*\.(out_|embedding_dim|num_features)|weight_hr.*\.proj_size|weight_hh\.hidden_size)"
+        r"(.*\.(out_|embedding_dim|num_features|num_experts)|weight_hr.*\.proj_size|weight_hh\.hidden_size)"
     ),
     "reads": re.compile(r"(.*\.in_|weight_ih.*\.input_size|weight_h[hr].*\.hidden_size)"),
-    "carries": re.compile(r".*\.(num_(features|channels|parameters)|in_channels|out_channels)"),
+    "carries": re.compile(r".*\.(num_(features|channels|parameters)|in_channels|out_channels|num_experts)"),
 }
 
 

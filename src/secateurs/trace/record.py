@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import TraceError
 from .program import Call, Node, Program, Ref, Run, Value
 from .shadow import META, Shadow, storage
-from .tagged import Attribute, Size, TaggedInt
+from .tagged import Attribute, Size, TaggedFloat, TaggedInt, tagged_roots
 
 aten = torch.ops.aten
 
@@ -166,6 +166,7 @@ class _Functions(TorchFunctionMode):
 
 
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
+_ATTEND: Any = torch.nn.functional.scaled_dot_product_attention
 _TORCH = torch.__path__[0]
 
 
@@ -237,6 +238,8 @@ class Recorder:
             return [i if type(i) in _SCALARS else self.reference(i, found) for i in arg]
         if isinstance(arg, torch.device) and arg == META:
             return self.device
+        if isinstance(arg, TaggedFloat):
+            return float(arg)
         return int(arg) if isinstance(arg, TaggedInt) else arg
 
     # ------------------------------------------------------------------ operations
@@ -317,11 +320,15 @@ class Recorder:
     # ------------------------------------------------------------------ calls and sizes
     def note(self, func: Any, args: Any, kwargs: Any) -> Call | None:
         integers: list[int] = []
-        _add_integers(integers, args)
-        _add_integers(integers, tuple(kwargs.values()))
-        if not integers:
+        floats: list[TaggedFloat] = []
+        _add_numbers(integers, floats, args)
+        _add_numbers(integers, floats, kwargs.values())
+        if func is _ATTEND and kwargs.get("scale") is None:
+            size = self.tag_shape(args[0], args[0].shape)[-1] if args else 0
+            floats += [size**-0.5] if size else []
+        if not integers and not floats:
             return None
-        call = Call(getattr(func, "__name__", str(func)), integers)
+        call = Call(getattr(func, "__name__", str(func)), integers, floats)
         if any(not isinstance(i, TaggedInt) and i > 1 for i in integers):
             frame = inspect.currentframe()
             while frame is not None and (
@@ -354,15 +361,17 @@ class Recorder:
         return TaggedInt(result, Size(self.value(args[0]), dim % args[0].dim()))
 
 
-def _add_integers(found: list[int], args: Iterable[Any]) -> None:
-    """The integers in a function's arguments, in order; bounds of slices too."""
+def _add_numbers(integers: list[int], floats: list[TaggedFloat], args: Iterable[Any]) -> None:
+    """The integers and tagged floats in a function's arguments, in order; bounds of slices too."""
     for arg in args:
         if type(arg) is TaggedInt or type(arg) is int:
-            found.append(arg)
+            integers.append(arg)
+        elif type(arg) is TaggedFloat:
+            floats.append(arg)
         elif isinstance(arg, (tuple, list)):
-            _add_integers(found, arg)
+            _add_numbers(integers, floats, arg)
         elif isinstance(arg, slice):
-            _add_integers(found, (arg.start, arg.stop, arg.step))
+            _add_numbers(integers, floats, (arg.start, arg.stop, arg.step))
 
 
 @contextlib.contextmanager
@@ -444,12 +453,26 @@ def _mode(modules: Iterable[nn.Module], *, training: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _without_onednn() -> Iterator[None]:
+    enabled = torch.backends.mkldnn.enabled
+    torch._C._set_mkldnn_enabled(False)  # its own context manager warns of other settings
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+
+
+@contextlib.contextmanager
 def _plain_kernels() -> Iterator[None]:
     """No fused fast paths, so that what runs is made of operations that can be followed."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            _without_onednn(),
+            torch.backends.cudnn.flags(enabled=False),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
@@ -517,6 +540,7 @@ def _run(model: nn.Module, recorder: Recorder, call: Any) -> None:
     with (
         torch.no_grad(),
         _plain_kernels(),
+        tagged_roots(),
         _observed(recorder),
         _Dispatch(recorder),
         _Functions(recorder),

@@ -332,30 +332,20 @@ def _run_on_indices(node: Node, shape: tuple[int, ...], dim: int) -> torch.Tenso
     return moved
 
 
-@rule("index")
+@rule("index", "_unsafe_index")
 def _index(analysis: Analysis, node: Node) -> list[Axes]:
-    axes = analysis.arg_axes(node)
-    reason = "indexed by a tensor"
-    indices = node.args[1]
-    used = [d for d, index in enumerate(indices) if index is not None]
-    shapes = []
-    for d in used:
-        ident = indices[d].id
-        analysis.freeze_value(ident, reason)
-        analysis.labels.freeze(axes[d], reason)
-        shapes.append(analysis.program.values[ident].shape)
-    picked = [frozen_axis(n, reason) for n in torch.broadcast_shapes(*shapes)]
-    rest = [axis for d, axis in enumerate(axes) if d not in used]
-    together = used == list(range(used[0], used[-1] + 1))
-    at = used[0] if together else 0
-    return [[*rest[:at], *picked, *rest[at:]]]
+    from .rules_routing import indexed
+
+    return [indexed(analysis, analysis.arg_axes(node), node.args[1], "indexed by a tensor")]
 
 
 @rule("index_select")
 def _index_select(analysis: Analysis, node: Node) -> list[Axes]:
+    from .rules_routing import related
+
     axes = list(analysis.arg_axes(node))
     dim = node.args[1] % len(axes)
-    analysis.labels.freeze(axes[dim], "indexed by a tensor")
+    related(analysis, axes[dim], node.args[2].id, "indexed by a tensor")
     analysis.freeze_value(node.args[2].id, "indexed by a tensor")
     axes[dim] = frozen_axis(analysis.shape(node)[dim], "indexed by a tensor")
     return [axes]
@@ -521,8 +511,11 @@ def _softmax(analysis: Analysis, node: Node) -> list[Axes]:
 
 @rule("cumsum", "cumprod", "logcumsumexp")
 def _cumulative(analysis: Analysis, node: Node) -> list[Axes]:
-    axes = analysis.axes[node.args[0].id]
-    analysis.labels.freeze(axes[node.args[1]], f"{op_name(node.op)} runs along it")
+    axes, dim = analysis.axes[node.args[0].id], node.args[1]
+    if op_name(node.op) != "cumsum":
+        analysis.labels.freeze(axes[dim], f"{op_name(node.op)} runs along it")
+    elif any(f.frozen is None for f in leaves(axes[dim])):
+        analysis.read(node, 0, node.args[0].id, dim)
     return [axes]
 
 

@@ -132,3 +132,14 @@ def _group_norm(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     args[4] = cut.size(analysis.axes[args[0].id][1])
     args[6] = cut.size(analysis.axes[node.outputs[1] or 0][1]) if len(node.outputs) > 1 else args[6]
     return args
+
+
+@_resize("histc", at=(1,))
+def _histc(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
+    """As many bins as there are numbers to count, 0 to the largest."""
+    args = list(node.args)
+    (bins,) = _new_shape(analysis, node, cut)
+    if len(args) > 3 and args[3] - args[2] == args[1] - 1:
+        args[3] = args[2] + bins - 1
+    args[1] = bins
+    return args
