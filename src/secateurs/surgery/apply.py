@@ -14,6 +14,7 @@ from ..errors import PlanError
 from ..plan import Plan
 from ..slices import Known
 from ..trace.record import modules_of
+from ..trace.stand_in import adopt
 from .config import mend_config
 from .fold import Scale
 from .mend import Literal
@@ -71,6 +72,7 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
         modules[path].__dict__[attribute] = value
     for literal in plan.literals:
         _rewrite(modules[literal.module], literal)
+    adopt(modules, {name.rpartition(".")[0] for name in plan.tensors})
     mend_config(model, plan.changed_sizes(), plan.attributes)
     return model
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -29,6 +29,9 @@ _MOVES = frozenset(
 _JOINS = frozenset({"cat", "stack"})
 _WEIGHS = {"mm": (None, 0, 1), "bmm": (None, 0, 1), "addmm": (0, 1, 2)}  # bias, input, weight
 _NORMS = frozenset("native_layer_norm layer_norm _fused_rms_norm rms_norm".split())
+
+
+Step: TypeAlias = tuple[Node, int]  # a movement, and which of its outputs goes on
 
 
 class Computed(NamedTuple):
@@ -208,24 +211,24 @@ class _Region:
             raise self._refuse(node)
 
     # ------------------------------------------------------------------ parameters
-    def _source(self, value: int) -> tuple[list[Node], str]:
+    def _source(self, value: int) -> tuple[list[Step], str]:
         """The movements that lead from a tensor of the model to a value, and its path."""
-        chain: list[Node] = []
+        chain: list[Step] = []
         while value in self.folder.makers:
             node = self.program.nodes[self.folder.makers[value]]
             if op_name(node.op) not in _MOVES:
                 return [], ""
-            chain.append(node)
+            chain.append((node, node.outputs.index(value)))
             value = node.inputs[0]
         return chain[::-1], self.folder.names.get(value, "")
 
-    def _exclusive(self, value: int) -> tuple[list[Node], str]:
+    def _exclusive(self, value: int) -> tuple[list[Step], str]:
         """The same, of a parameter that nothing else reads."""
         chain, name = self._source(value)
         node = self.program.nodes[self.folder.makers[value]] if chain else None
         if name not in self.program.parameters:
             raise self._refuse(node)
-        moved = (self.program.tensors[name], *(v for n in chain for v in n.outputs))
+        moved = (self.program.tensors[name], *(v for n, _ in chain for v in n.outputs))
         if any(len(self.folder.readers.get(v, ())) > 1 for v in moved if v is not None):
             raise self._refuse(node)
         return chain, name
@@ -247,8 +250,8 @@ class _Region:
         for d, size in enumerate(shape):
             along = torch.arange(size).reshape([-1 if e == d else 1 for e in range(len(shape))])
             moved = along.expand(shape).contiguous()
-            for node in chain:
-                moved = _moved(node, moved)[0]
+            for node, out in chain:
+                moved = _moved(node, moved)[out]
             lines = moved.reshape(-1, moved.shape[-1]).T
             chosen = torch.tensor(sorted(mine))
             rest = torch.tensor(sorted(set(range(len(lines))) - mine), dtype=torch.int64)

@@ -29,7 +29,7 @@ Axes: TypeAlias = Mapping[tuple[str, int], tuple[int, int]]
 # Attributes that describe a weight's axes to a reader, by the role of the axis that they describe.
 _DESCRIBES = {
     "writes": re.compile(r"out_|embedding_dim|num_features"),
-    "reads": re.compile(r"in_"),
+    "reads": re.compile(r"in_|embed_dim$|[kv]dim$"),
     "carries": re.compile(r"num_(features|channels|parameters)|in_channels|out_channels"),
 }
 
