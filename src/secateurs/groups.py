@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("secateurs")
 
 _SINGLE = "an axis of one index"
+_ALONE = "no other unit could take its place: it is the only one of its group"
 _UNTOUCHED = "the traced run did not touch this parameter"
 
 
@@ -323,7 +324,9 @@ class Graph:
         self._balance()
         self._find_multiples()
         self._leave_training_only()
+        self._freeze_groups({n: _ALONE for n, g in enumerate(self.groups) if g.size == 1})
         self._describe()
+        self._leave_buffers()
 
     def _number_units(self) -> None:
         """Every class that can go by itself and holds a slice of the model is a unit."""
@@ -483,7 +486,12 @@ class Graph:
                 continue
             single = (counts > 0).sum(axis=1) == 1
             block = counts.argmax(axis=1)
-            if not single.all() or len(np.unique(block)) < blocks:
+            fits = bool(single.all()) and len(np.unique(block)) == blocks
+            if not single.all():  # one of each kind takes equally many from every block
+                kinds, block = np.unique(counts, axis=0, return_inverse=True)
+                block, lost = block.reshape(-1), kinds.sum(axis=0)
+                fits = bool((lost == lost[0]).all())
+            if not fits:
                 why = f"{reason}: no equal count can go from each"
                 spoiled |= dict.fromkeys(uneven.tolist(), why)
                 continue
@@ -495,9 +503,9 @@ class Graph:
         for group in self.groups if cells else ():
             own = [tuple(cells.get(unit, ())) for unit in group.units.tolist()]
             if any(own):
-                kinds = {cell: i for i, cell in enumerate(sorted(set(own)))}
-                group.balance = np.array([kinds[cell] for cell in own])
-                if not _sufficient(kinds):
+                cell_numbers = {cell: i for i, cell in enumerate(sorted(set(own)))}
+                group.balance = np.array([cell_numbers[cell] for cell in own])
+                if not _sufficient(cell_numbers):
                     spoiled[int(group.units[0])] = "its balance constraints overlap only in part"
                 elif min(map(len, group.blocks())) == 1:
                     spoiled[int(group.units[0])] = "equal counts must go from blocks of one unit"
@@ -526,6 +534,13 @@ class Graph:
                     evaluated[self.group_of[units[self.group_of[units] >= 0]]] = True
         left = np.flatnonzero(~evaluated).tolist()
         self._freeze_groups(dict.fromkeys(left, "it runs in training mode only"))
+
+    def _leave_buffers(self) -> None:
+        """Units that are in no parameter, and that nothing reads or writes, are no use to cut."""
+        known = self.program.parameters
+        own = (g for g in self.groups if not (g.writes or g.reads))
+        idle = (g.name for g in own if not any(m.tensor in known for m in g.carries))
+        self.give_up(dict.fromkeys(idle, "only buffers hold it"))
 
     def _merge(self, merged: Ints) -> None:
         """Join groups that share a balance constraint."""
@@ -560,6 +575,20 @@ class Graph:
         self._incidence.clear()
         self.__dict__.pop("frozen", None)
         self._keep([n for n in range(len(self.groups)) if n not in reasons])
+
+    def join(self, parts: Mapping[str, Sequence[Ints]]) -> None:
+        """Make groups, by name, one: equally many units must go from each block of any of them."""
+        first, *others = (self[name] for name in parts)
+        blocks = [self[name].units[block] for name in parts for block in parts[name]]
+        first.units = np.concatenate(blocks)
+        first.balance = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
+        first.size = len(first.units)
+        for other in others:
+            first.exact &= other.exact
+            first.why_inexact = first.why_inexact or other.why_inexact
+        gone = {id(other) for other in others}
+        self._keep([n for n, group in enumerate(self.groups) if id(group) not in gone])
+        self._describe()
 
     def give_up(self, reasons: Mapping[str, str]) -> None:
         """Freeze whole groups, by name, for the reasons given."""

@@ -6,7 +6,7 @@ import json
 import math
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from .atomic import parse_json, read_text, write_text
 from .errors import FileError, MendError, PlanError
 from .slices import Slices, complement
+from .surgery.fold import Scale
 from .surgery.mend import Literal, mend
 from .trace.labels import Axis
 from .trace.record import modules_of, tensor_of
@@ -36,6 +37,8 @@ class Plan:
         attributes: 'module.attribute' or 'module.attribute[i]' -> (before, after).
         literals: integers written in a module's code, rewritten for that module.
         exact: whether the law of the cut holds without a statistic being retaken.
+        scales: rows of weights that are multiplied by a factor, to make up for a number that the
+            code computes from a size, such as the 1/√d of attention.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
@@ -52,6 +55,7 @@ class Plan:
     attributes: dict[str, tuple[int, int]] = field(default_factory=dict)
     literals: tuple[Literal, ...] = ()
     exact: bool = True
+    scales: tuple[Scale, ...] = ()
 
     def __len__(self) -> int:
         """How many units go."""
@@ -130,9 +134,24 @@ class Plan:
             match = next((k for k, v in literals.items() if v.same_place(literal)), literal.key)
             old = literals[match].old if match in literals else literal.old
             literals[match] = Literal(literal.module, literal.method, old, literal.new)
+        scales = [*self.scales, *(self._before(scale) for scale in other.scales)]
         return Plan(
-            groups, sizes, tensors, attributes, tuple(literals.values()), self.exact and other.exact
+            groups,
+            sizes,
+            tensors,
+            attributes,
+            tuple(literals.values()),
+            self.exact and other.exact,
+            tuple(scales),
         )
+
+    def _before(self, scale: Scale) -> Scale:
+        """A scale of what this plan gives, as one of the original tensor."""
+        slices = self.tensors.get(scale.tensor)
+        if slices is None:
+            return scale
+        kept = slices.keep(scale.dim)[0][scale.indices].tolist()
+        return replace(scale, indices=kept)
 
     # ------------------------------------------------------------------ plain data
     def to_dict(self) -> dict[str, Any]:
@@ -151,6 +170,7 @@ class Plan:
             },
             "attributes": {name: list(pair) for name, pair in self.attributes.items()},
             "literals": [literal.to_list() for literal in self.literals],
+            **({"scales": [s.to_list() for s in self.scales]} if self.scales else {}),
         }
 
     @classmethod
@@ -173,6 +193,7 @@ class Plan:
             parsed.attributes,
             tuple(Literal(*item) for item in parsed.literals),
             parsed.exact,
+            tuple(Scale(*item) for item in parsed.scales),
         )
         plan._check_indices()
         return plan
@@ -188,6 +209,11 @@ class Plan:
                 )
                 if not good or (len(blocks) > 1 and slices.shape[0] % len(blocks)):
                     raise FileError(f"the plan is malformed: bad indices for {name!r} dim {dim}")
+        for scale in self.scales:
+            own = self.tensors.get(scale.tensor)
+            size = own.shape[scale.dim] if own and scale.dim < len(own.shape) else -1
+            if not all(0 <= i < size for i in scale.indices):
+                raise FileError(f"the plan is malformed: bad rows to scale of {scale.tensor!r}")
         longest = max((s.axis(d)[0] for s in self.tensors.values() for d in s.removed), default=0)
         for name, indices in self.groups.items():
             size = self.sizes.get(name, -1)
@@ -260,14 +286,18 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
     _check_axes(graph, selection)
     slices = _slices(graph, selection)
     shapes = {(name, dim): own.axis(dim) for name, own in slices.items() for dim in own.removed}
-    attributes, literals = mend(graph.analysis, selection, shapes)
+    mended = mend(graph.analysis, selection, shapes)
+    for scale in mended.scales:
+        whole = Slices(graph.program.parameters[scale.tensor], {})
+        slices.setdefault(scale.tensor, whole)
     return Plan(
         chosen,
         {name: graph[name].size for name in chosen},
         slices,
-        {str(attribute): pair for attribute, pair in attributes.items()},
-        tuple(literals),
+        {str(attribute): pair for attribute, pair in mended.attributes.items()},
+        tuple(mended.literals),
         all(graph[name].exact for name in chosen),
+        tuple(mended.scales),
     )
 
 

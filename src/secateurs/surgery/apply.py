@@ -14,7 +14,9 @@ from ..errors import PlanError
 from ..plan import Plan
 from ..slices import Known
 from ..trace.record import modules_of
+from ..trace.stand_in import adopt
 from .config import mend_config
+from .fold import Scale
 from .mend import Literal
 
 M = TypeVar("M", bound=nn.Module)
@@ -52,7 +54,11 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
     for literal in plan.literals:
         _method(modules, literal)
     known: Known = {}
-    cut = {name: slices.cut(own[name], known) for name, slices in plan.tensors.items()}
+    factors = _factors(plan)
+    cut = {
+        name: slices.cut(_scaled(own[name], factors.get(name, [])), known)
+        for name, slices in plan.tensors.items()
+    }
     if not inplace:
         # the copy shares nothing with the model, and never holds the full-size tensors
         memo: dict[int, Any] = {id(own[name]): _twin(own[name], new) for name, new in cut.items()}
@@ -66,8 +72,27 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
         modules[path].__dict__[attribute] = value
     for literal in plan.literals:
         _rewrite(modules[literal.module], literal)
+    adopt(modules, {name.rpartition(".")[0] for name in plan.tensors})
     mend_config(model, plan.changed_sizes(), plan.attributes)
     return model
+
+
+def _factors(plan: Plan) -> dict[str, list[Scale]]:
+    out: dict[str, list[Scale]] = {}
+    for scale in plan.scales:
+        out.setdefault(scale.tensor, []).append(scale)
+    return out
+
+
+def _scaled(tensor: torch.Tensor, scales: list[Scale]) -> torch.Tensor:
+    """The tensor, or a copy of it with the rows of these scales multiplied."""
+    if scales:
+        tensor = tensor.detach().clone()
+    for scale in scales:
+        index = torch.tensor(scale.indices, device=tensor.device)
+        rows = tensor.index_select(scale.dim, index) * scale.factor
+        tensor.index_copy_(scale.dim, index, rows)
+    return tensor
 
 
 def _twin(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from ..trace.analyse import Analysis
 from ..trace.program import Call, Node
 from ..trace.sizes import Cut, stated_sizes, states_sizes
 from ..trace.tagged import Attribute, Size, Source, TaggedInt, evaluate, leaves_of
+from .fold import Computed, Folder, Scale, computed_factors
 
 Equation: TypeAlias = tuple[Source, int, Call]
 Axes: TypeAlias = Mapping[tuple[str, int], tuple[int, int]]
@@ -31,7 +32,7 @@ _DESCRIBES = {
     "writes": re.compile(
         r"(.*\.(out_|embedding_dim|num_features|num_experts)|weight_hr.*\.proj_size|weight_hh\.hidden_size)"
     ),
-    "reads": re.compile(r"(.*\.in_|weight_ih.*\.input_size|weight_h[hr].*\.hidden_size)"),
+    "reads": re.compile(r"(.*\.(in_|embed_dim$|[kv]dim$)|weight_ih.*\.input_size|weight_h[hr].*\.hidden_size)"),
     "carries": re.compile(r".*\.(num_(features|channels|parameters)|in_channels|out_channels|num_experts)"),
 }
 
@@ -62,10 +63,23 @@ class Literal:
         return [self.module, self.method, self.old, self.new]
 
 
-def mend(
-    analysis: Analysis, cut: Cut, axes: Axes
-) -> tuple[dict[Attribute, tuple[int, int]], list[Literal]]:
-    """The attributes and literals that a cut changes: attribute -> (before, after).
+@dataclass(frozen=True)
+class Mended:
+    """What else a cut changes, beside the tensors that it shortens.
+
+    Attributes:
+        attributes: attribute -> (before, after).
+        literals: numbers in the code.
+        scales: rows of weights that take up a number which the code computes from a size.
+    """
+
+    attributes: dict[Attribute, tuple[int, int]]
+    literals: list[Literal]
+    scales: list[Scale]
+
+
+def mend(analysis: Analysis, cut: Cut, axes: Axes) -> Mended:
+    """What a cut changes beside the tensors.
 
     Args:
         analysis: of the uncut network.
@@ -79,7 +93,31 @@ def mend(
     before = analysis.program.attributes
     after = {**_descriptions(analysis, axes, solved), **solved}
     changed = {a: (before[a], n) for a, n in after.items() if before[a] != n}
-    return changed, literals
+    computed = computed_factors(analysis)
+    return Mended(changed, literals, rescale(analysis, cut, solved, computed, Folder(analysis)))
+
+
+def rescale(
+    analysis: Analysis,
+    cut: Cut,
+    solved: Mapping[Attribute, int],
+    computed: Iterable[Computed],
+    folder: Folder,
+) -> list[Scale]:
+    """What makes up for numbers that the code computes from sizes which the cut changes.
+
+    Raises:
+        MendError: nothing can.
+    """
+    known = _Known(analysis, cut)
+    known.update(solved)
+    out = []
+    for position, number, source, power in computed:
+        new = evaluate(source, known)
+        if new != number:
+            factor = (number / new) ** power
+            out += [Scale(*place, factor) for place in folder.places(position)]
+    return out
 
 
 def solve(
@@ -108,6 +146,15 @@ def solve(
     for literal, sites in literals.values():
         _check_literal(analysis, literal, sites)
     return after, [literal for literal, _ in literals.values()]
+
+
+def demands(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> dict[Attribute, int]:
+    """What a cut asks of the attributes that state a size by themselves, where it shrinks."""
+    return {
+        given.source: new
+        for _, given, old, new in _given_sizes(analysis, cut, nodes)
+        if isinstance(given, TaggedInt) and isinstance(given.source, Attribute) and new < old
+    }
 
 
 def _given_sizes(

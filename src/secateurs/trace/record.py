@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import TraceError
 from .program import Call, Node, Program, Ref, Run, Value
 from .shadow import META, Shadow, storage
+from .stand_in import standing_in
 from .tagged import Attribute, Size, TaggedFloat, TaggedInt, tagged_roots
 
 aten = torch.ops.aten
@@ -389,7 +390,7 @@ def _observed(recorder: Recorder) -> Iterator[None]:
             attributes = module.__dict__
             saved.append((attributes, dict(attributes)))
             own = recorder.attributes[path][1]
-            attributes["forward"] = _followed(module.forward, path, recorder.stack)
+            attributes["forward"] = _followed(standing_in(module), path, recorder.stack)
             for name, value in own:
                 if type(value) is int:
                     if value > 1:  # no smaller number is the size of something that can be cut
