@@ -1,284 +1,200 @@
-"""One network of the coverage table, from its trace to its exports, in a process of its own.
-
-Writes one JSON object, anew after each stage, so that a process that is ended for its time leaves
-what it knew, and where it was.
-"""
+"""One network of the coverage table, from its trace to its exports, in a process of its own."""
 
 from __future__ import annotations
 
 import copy
-import json
-import re
-import resource
 import tempfile
-import time
-import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import typer
 from coverage_models import Sample, sample
+from coverage_named import offered
+from coverage_stage import Record, StopError, count, doubled, limited, measured, run, said, warm_up
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import secateurs as sc
-from secateurs.atomic import write_text
-from secateurs.errors import ExportError, SecateursError
+from secateurs.errors import LawError
 from secateurs.trace.record import as_call
 
 FRACTION = 0.3
-HERE = Path(__file__).parents[1]
-
-
-class Record(dict[str, Any]):
-    """What is known of one network; on disk after every stage."""
-
-    def __init__(self, name: str, path: Path):
-        super().__init__(name=name)
-        self.path = path
-
-    def write(self) -> None:
-        write_text(self.path, json.dumps(self))
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Run a stage; what it raises is noted, with where, and ends the later ones."""
-        self["stage"] = name
-        self.write()
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 — whatever a network raises is a result
-            self["failed"] = name
-            self["error"] = f"{type(error).__name__}: {error}"
-            self["refused"] = isinstance(error, SecateursError)
-            self["where"] = _frames(error)
-            raise Stop from error
-        finally:
-            self.write()
-
-
-class Stop(Exception):
-    """A stage failed; it is in the record."""
-
-
-def _frames(error: BaseException) -> list[str]:
-    """The last lines of code that an error went through."""
-    frames = traceback.extract_tb(error.__traceback__)[-6:]
-    return [f"{Path(f.filename).name}:{f.lineno} {f.name}: {f.line}" for f in frames]
-
-
-# ---------------------------------------------------------------------- time and memory
-def resident(key: str = "VmRSS") -> float:
-    """MiB that this process has in memory; with 'VmHWM', the most that it had since `reset`."""
-    try:
-        text = Path("/proc/self/status").read_text()
-    except FileNotFoundError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    found = re.search(rf"{key}:\s+(\d+)", text)
-    return int(found[1]) / 2**10 if found else float("nan")
-
-
-def reset() -> None:
-    """Begin anew to note the most memory in use."""
-    path = Path("/proc/self/clear_refs")
-    if path.exists():
-        path.write_text("5")
-
-
-# ---------------------------------------------------------------------- the stages
-def doubled(thing: Any) -> Any:
-    """A copy in float64 of a model, or of a nest of tensors."""
-    if isinstance(thing, nn.Module):
-        return copy.deepcopy(thing).double()
-    return pytree.tree_map_only(
-        Tensor, lambda t: t.double() if t.is_floating_point() else t.clone(), thing
-    )
-
-
-def runs(model: nn.Module, inputs: Any) -> bool:
-    args, kwargs = as_call(inputs)
-    try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    except Exception:  # noqa: BLE001
-        return False
-    return True
-
-
-def count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
-def prunable(graph: sc.Graph) -> int:
-    """Elements of parameters that lie on at least one index of an axis that some unit owns."""
-    total = 0
-    program = graph.program
-    masks: dict[str, Tensor] = {}
-    for name, dim, axis in graph.slots:
-        if name in program.parameters:
-            shape = program.parameters[name]
-            free = torch.zeros(shape[dim], dtype=torch.bool)
-            blocks = graph.axis_incidence(axis)[0] % shape[dim]
-            free[torch.from_numpy(blocks)] = True
-            mask = masks.setdefault(name, torch.zeros(shape, dtype=torch.bool))
-            mask |= free.reshape([-1 if d == dim else 1 for d in range(len(shape))])
-    for mask in masks.values():
-        total += int(mask.sum())
-    return total
 
 
 def cut(record: Record, made: Sample) -> tuple[sc.Graph, sc.Plan, nn.Module]:
-    """Trace, group, plan and apply, timed; in float32, as people have their networks."""
+    """Trace, group, plan and apply; in float32, as people have their networks."""
     model, inputs = made.model, made.inputs
-    record["parameters"] = count(model)
-    reset()
-    before, started = resident(), time.perf_counter()
-    with record.stage("trace"):
-        graph = sc.trace(model, inputs)
-        record["seconds_trace"] = time.perf_counter() - started
-    with record.stage("plan"):
-        plan = graph.random_plan(FRACTION, seed=1)
-    with record.stage("apply"):
-        small = sc.apply(model, plan)
-    record["seconds"] = time.perf_counter() - started
-    record["peak_mib"] = resident("VmHWM") - before
+    with measured(record):
+        with record.stage("trace"):
+            graph = sc.trace(model, inputs)
+        with record.stage("plan"):
+            plan = graph.random_plan(FRACTION, seed=1)
+        with record.stage("apply"):
+            small = sc.apply(model, plan)
+    record["gone"] = len(plan)
+    record["left"] = count(small) / max(1, count(model))
+    record["mended"] = len(plan.attributes) + len(plan.literals)
     return graph, plan, small
 
 
 def describe(record: Record, graph: sc.Graph) -> None:
+    """What is offered, and why the rest is not."""
+    own = graph.program.parameters
     record["groups"] = len(graph)
-    record["kinds"] = dict(Counter(f"{g.kind}{'' if g.exact else '*'}" for g in graph))
+    record["kinds"] = dict(Counter(g.kind + ("" if g.exact else "*") for g in graph))
     record["prunable"] = prunable(graph) / max(1, record["parameters"])
-    frozen = Counter({f.reason: 0 for f in graph.frozen if f.tensor in graph.program.parameters})
-    for axis in graph.frozen:
-        if axis.reason in frozen:
-            frozen[axis.reason] += 1
-    record["frozen"] = dict(frozen.most_common(12))
+    reasons = Counter(axis.reason for axis in graph.frozen if axis.tensor in own)
+    record["frozen"] = dict(reasons.most_common(12))
+    record["named"] = offered(record["name"], graph)
 
 
-def law(record: Record, made: Sample, plan: sc.Plan) -> None:
-    """The cut of a float64 copy against the copy gated at its reads."""
-    model, inputs, dtype = doubled(made.model), doubled(made.inputs), "float64"
-    if not runs(model, inputs):
-        model, inputs, dtype = made.model, made.inputs, "float32"
-    record["dtype"] = dtype
+def prunable(graph: sc.Graph) -> int:
+    """How many elements of parameters go with some unit: those on an axis that a group cuts."""
+    shapes, masks = graph.program.parameters, {}
+    for name, dim, axis in graph.slots:
+        if name in shapes:
+            size = shapes[name][dim]
+            free = torch.zeros(size, dtype=torch.bool)
+            free[torch.from_numpy(graph.axis_incidence(axis)[0] % size)] = True
+            mask = masks.setdefault(name, torch.zeros(shapes[name], dtype=torch.bool))
+            mask |= free.reshape([-1 if d == dim else 1 for d in range(len(shapes[name]))])
+    return sum(int(mask.sum()) for mask in masks.values())
+
+
+def law(record: Record, made: Sample, graph: sc.Graph, plan: sc.Plan) -> None:
+    """The cut of a float64 copy against that copy gated at its reads; then of every group too."""
+    model, inputs = copy.deepcopy(made.model).double(), doubled(made.inputs)
+    record["dtype"] = "float64"
+    if word(lambda: run(model, inputs)) != "yes":  # some kernels know float32 alone
+        model, inputs, record["dtype"] = made.model, made.inputs, "float32"
     with record.stage("law"):
         proof = sc.verify(model, sc.apply(model, plan), plan, inputs)
         record["law"] = proof.max_relative_error
         if not proof.holds:
-            raise sc.errors.LawError(str(proof))
+            raise LawError(str(proof))
+    if any(not group.exact for group in graph):
+        record["all"] = word(lambda: record.update(law_all=_all_groups(model, inputs, graph)))
 
 
-def train(model: nn.Module, made: Sample) -> float:
-    """One step of descent in training mode; the loss after it."""
-    model.train()
+def _all_groups(model: nn.Module, inputs: Any, graph: sc.Graph) -> float:
+    """The law for a cut of every group: statistics retaken over the units that stay."""
+    plan = graph.random_plan(FRACTION, seed=1, exact_only=False)
+    proof = sc.verify(model, sc.apply(model, plan), plan, inputs)
+    if not proof.holds:
+        raise LawError(str(proof))
+    return proof.max_relative_error
+
+
+def train(model: nn.Module, made: Sample) -> None:
+    """One step of descent in training mode, and the loss after it."""
     args, kwargs = as_call(made.inputs)
     if made.targets is not None:
         args = (*args, made.targets)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-    losses = []
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-6)
     for _ in range(2):
-        found = [
-            t
-            for t in pytree.tree_leaves(model(*args, **kwargs))
-            if isinstance(t, Tensor) and t.requires_grad and t.numel()
-        ]
+        outputs = pytree.tree_leaves(model(*args, **kwargs))
+        found = [t for t in outputs if isinstance(t, Tensor) and t.requires_grad and t.numel()]
         loss = torch.stack([t.float().square().mean() for t in found]).mean()
-        losses.append(float(loss))
         optimizer.zero_grad()
         loss.backward()
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
-        if not all(bool(torch.isfinite(g).all()) for g in grads):
-            raise FloatingPointError("a gradient is not finite")
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if not all(bool(g.isfinite().all()) for g in (loss, *gradients)):
+            raise FloatingPointError("the loss or a gradient is not finite")
         optimizer.step()
-    return losses[-1]
 
 
 def word(task: Callable[[], Any]) -> str:
     """'yes', or what it raised."""
     try:
-        task()
-    except Exception as error:  # noqa: BLE001
-        return f"{type(error).__name__}: {error}"
+        with limited(180):
+            task()
+    except Exception as error:  # noqa: BLE001 - whatever a network raises is a result
+        return said(error)
     return "yes"
 
 
-def both(task: Callable[[nn.Module], Any], small: nn.Module, model: nn.Module) -> str:
-    """'yes', or why not; said of the original where it cannot do it either."""
-    said = word(lambda: task(small))
-    if said != "yes" and word(lambda: task(model)) != "yes":
-        return f"nor does the original: {said}"
-    return said
+def compared(task: Callable[[nn.Module], Any], small: nn.Module, model: nn.Module) -> str:
+    """'yes', or why not; and whether the uncut network can do it."""
+    found = word(lambda: task(small))
+    if found != "yes" and word(lambda: task(model)) != "yes":
+        return f"nor uncut: {found}"
+    return found
 
 
 def exports(record: Record, small: nn.Module, made: Sample) -> None:
+    """torch.export and ONNX, each compared with the network by the library itself."""
     folder = Path(tempfile.mkdtemp())
-    small.eval(), made.model.eval()
     for key, write in (("pt2", sc.export_pt2), ("onnx", sc.export_onnx)):
-        with record.stage(key):
-            options = {} if isinstance(made.inputs, (Tensor, dict)) else {}
-            record[key] = both(
-                lambda m, write=write, key=key, options=options: write(
-                    m, made.inputs, folder / f"a.{key}", **options
-                ),
-                small,
-                made.model,
-            )
-
-
-def alone(record: Record, graph: sc.Graph, made: Sample) -> None:
-    """After a failure: which groups can be cut by themselves, and what the others raise."""
-    bad: dict[str, str] = {}
-    model, inputs = doubled(made.model), doubled(made.inputs)
-    for group in graph:
-        blocks = group.blocks()
-        few = max(1, min(map(len, blocks)) // 4)
-        try:
-            plan = graph.plan({group.name: [int(i) for b in blocks for i in b[:few]]})
-            proof = sc.verify(model, sc.apply(model, plan), plan, inputs)
-            if not proof.holds:
-                bad[f"{group.name} ({group.kind})"] = f"law {proof.max_relative_error:.1e}"
-        except Exception as error:  # noqa: BLE001
-            bad[f"{group.name} ({group.kind})"] = f"{type(error).__name__}: {error}"
-        record["groups_failing"] = bad
+        record["stage"] = key
+        path = folder / f"net.{key}"
+        record[key] = compared(
+            lambda model, write=write, path=path: write(model, made.inputs, path, batches=()),
+            small.eval(),
+            made.model.eval(),
+        )
         record.write()
 
 
-def main(name: str, out: Path, export: bool = True, dig: bool = False) -> None:
-    """Measure one network."""
+def alone(record: Record, made: Sample) -> None:
+    """After a failure: the groups that cannot be cut by themselves, and what each raises."""
+    model, inputs = copy.deepcopy(made.model).double(), doubled(made.inputs)
+    graph = sc.trace(model, inputs)
+    record["alone"] = {}
+    for group in graph:
+        blocks = group.blocks()
+        few = max(1, min(map(len, blocks)) // 4)
+        units = {group.name: [int(i) for block in blocks for i in block[:few]]}
+
+        def check(units: dict[str, list[int]] = units) -> None:
+            plan = graph.plan(units)
+            proof = sc.verify(model, sc.apply(model, plan), plan, inputs, graph=graph)
+            if not proof.holds:
+                raise LawError(str(proof))
+
+        found = word(check)
+        if found != "yes":
+            record["alone"][f"{group.name} ({group.kind})"] = found
+            record.write()
+
+
+def measure(record: Record, export: bool) -> Sample:
+    """Build a network, cut it, and either check and train what is left, or export it."""
+    with record.stage("build", 300):
+        made = sample(record["name"])
+        run(made.model, made.inputs)
+    record["parameters"] = count(made.model)
+    graph, plan, small = cut(record, made)
+    if export:
+        exports(record, small, made)
+        return made
+    describe(record, graph)
+    law(record, made, graph, plan)
+    with record.stage("train", 300):
+        twins = copy.deepcopy(small), copy.deepcopy(made.model)
+        record["trains"] = compared(lambda model: train(model, made), *twins)
+    return made
+
+
+def main(name: str, out: Path, export: bool = False, survey: bool = False) -> None:
+    """Measure one network, and write its record to OUT."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     record = Record(name, out)
-    graph = None
+    warm_up(lambda net, x: sc.apply(net, sc.trace(net, x).random_plan(FRACTION)))
     try:
-        with record.stage("build"):
-            made = sample(name)
-            if not runs(made.model, made.inputs):
-                args, kwargs = as_call(made.inputs)
-                made.model(*args, **kwargs)
-        graph, plan, small = cut(record, made)
-        describe(record, graph)
-        record["units_gone"] = len(plan)
-        record["left"] = count(small) / max(1, record["parameters"])
-        record["mended"] = len(plan.attributes) + len(plan.literals)
-        law(record, made, plan)
-        with record.stage("train"):
-            twins = copy.deepcopy(small), copy.deepcopy(made.model)
-            record["trains"] = both(lambda m: train(m, made), *twins)
-        if export:
-            exports(record, small, made)
+        measure(record, export)
         record["stage"] = "done"
-    except Stop:
-        if graph is None and record["failed"] != "build" and record["failed"] != "trace":
-            graph = sc.trace(made.model, made.inputs)
-            describe(record, graph)
-        if dig and graph is not None and record["failed"] in ("plan", "apply", "law"):
-            alone(record, graph, made)
+    except StopError:
+        if record["failed"] in ("plan", "apply", "law") and not export:
+            made = sample(name)
+            if "groups" not in record:
+                describe(record, sc.trace(made.model, made.inputs))
+            if survey:
+                alone(record, made)
     record.write()
 
 
