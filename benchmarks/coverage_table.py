@@ -83,9 +83,10 @@ def main(
 ) -> None:
     """Run what is not in the results, and write the page with --out.
 
-    --only names the networks, by a pattern; --again runs them anew.
+    --only names the networks, by patterns with commas between; --again runs them anew.
     """
-    chosen = [name for name in names() if fnmatchcase(name, only)]
+    patterns = only.split(",")
+    chosen = [name for name in names() if any(fnmatchcase(name, p) for p in patterns)]
     cells = [Cell(name, part) for part in parts.split(",") for name in chosen]
     if again:
         kept = [record for cell, record in read(results, Cell).items() if cell not in cells]
