@@ -19,6 +19,7 @@ from .errors import FileError, MendError, PlanError
 from .slices import Slices, complement
 from .surgery.fold import Scale
 from .surgery.mend import Literal, mend
+from .surgery.views import View
 from .trace.labels import Axis
 from .trace.record import modules_of, tensor_of
 
@@ -39,6 +40,7 @@ class Plan:
         exact: whether the law of the cut holds without a statistic being retaken.
         scales: rows of weights that are multiplied by a factor, to make up for a number that the
             code computes from a size, such as the 1/√d of attention.
+        views: views in a module's code that find one of their sizes themselves in that module.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
@@ -56,6 +58,7 @@ class Plan:
     literals: tuple[Literal, ...] = ()
     exact: bool = True
     scales: tuple[Scale, ...] = ()
+    views: tuple[View, ...] = ()
 
     def __len__(self) -> int:
         """How many units go."""
@@ -143,6 +146,7 @@ class Plan:
             tuple(literals.values()),
             self.exact and other.exact,
             tuple(scales),
+            tuple(dict.fromkeys([*self.views, *other.views])),
         )
 
     def _before(self, scale: Scale) -> Scale:
@@ -171,6 +175,7 @@ class Plan:
             "attributes": {name: list(pair) for name, pair in self.attributes.items()},
             "literals": [literal.to_list() for literal in self.literals],
             **({"scales": [s.to_list() for s in self.scales]} if self.scales else {}),
+            **({"views": [v.to_list() for v in self.views]} if self.views else {}),
         }
 
     @classmethod
@@ -194,6 +199,7 @@ class Plan:
             tuple(Literal(*item) for item in parsed.literals),
             parsed.exact,
             tuple(Scale(*item) for item in parsed.scales),
+            tuple(View(*item) for item in parsed.views),
         )
         plan._check_indices()
         return plan
@@ -298,6 +304,7 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
         tuple(mended.literals),
         all(graph[name].exact for name in chosen),
         tuple(mended.scales),
+        tuple(mended.views),
     )
 
 

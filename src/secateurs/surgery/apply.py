@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import CodeType, FunctionType, MethodType
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from ..trace.stand_in import adopt
 from .config import mend_config
 from .fold import Scale
 from .mend import Literal
+from .views import View, with_code, with_numbers, without_size
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -53,6 +54,7 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
     attributes = _mended(modules, plan.attributes)
     for literal in plan.literals:
         _method(modules, literal)
+    methods = _viewing(modules, plan.views)
     known: Known = {}
     factors = _factors(plan)
     cut = {
@@ -70,6 +72,8 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
             own[name].grad = None
     for (path, attribute), value in attributes.items():
         modules[path].__dict__[attribute] = value
+    for (path, method), function in methods.items():
+        modules[path].__dict__[method] = MethodType(function, modules[path])
     for literal in plan.literals:
         _rewrite(modules[literal.module], literal)
     adopt(modules, {name.rpartition(".")[0] for name in plan.tensors})
@@ -147,18 +151,25 @@ def _holds(code: CodeType, number: int) -> bool:
 
 def _rewrite(module: nn.Module, literal: Literal) -> None:
     """Give this module its own copy of a method with one constant replaced."""
-    function: Any = getattr(module, literal.method).__func__
+    function = getattr(module, literal.method).__func__
+    code = with_numbers(function.__code__, {literal.old: literal.new})
+    module.__dict__[literal.method] = MethodType(with_code(function, code), module)
 
-    def new(value: object) -> object:
-        if isinstance(value, tuple):
-            return tuple(map(new, value))
-        return literal.new if type(value) is int and value == literal.old else value
 
-    code = function.__code__
-    code = code.replace(co_consts=tuple(map(new, code.co_consts)))
-    mended = FunctionType(
-        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
-    mended.__kwdefaults__ = function.__kwdefaults__
-    mended.__doc__ = function.__doc__
-    module.__dict__[literal.method] = MethodType(mended, module)
+def _viewing(modules: dict[str, nn.Module], views: Iterable[View]) -> dict[tuple[str, str], Any]:
+    """(module path, method) -> its copy in which these views find a size themselves."""
+    wanted: dict[tuple[str, str], list[View]] = {}
+    for view in views:
+        wanted.setdefault((view.module, view.method), []).append(view)
+    out = {}
+    for (path, method), own in wanted.items():
+        function = getattr(getattr(modules.get(path), method, None), "__func__", None)
+        sizes = [(view.text, view.size) for view in own]
+        mended = without_size(function, sizes) if isinstance(function, FunctionType) else None
+        if mended is None:
+            raise PlanError(
+                f"the plan does not fit this model: the source of {path or 'the model'}.{method} "
+                f"does not have {own[0].text!r}"
+            )
+        out[path, method] = mended
+    return out

@@ -3,7 +3,8 @@
 While the model was traced, its attributes and its tensors' sizes were handed out with their
 provenance. Every torch function that states a size after the cut gives an equation: what it was
 given must become the new size. Attributes are solved from these equations; a number written in the
-code of a module is rewritten for that module alone; anything else is refused.
+code of a module is rewritten for that module alone, and so is a view that takes its size from a
+tensor which has another one by then; anything else is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ..errors import MendError
 from ..trace.analyse import Analysis
@@ -22,8 +23,8 @@ from ..trace.program import Call, Node
 from ..trace.sizes import Cut, stated_sizes, states_sizes
 from ..trace.tagged import Attribute, Size, Source, TaggedInt, evaluate, leaves_of
 from .fold import Computed, Folder, Scale, computed_factors
+from .views import View, view_text
 
-Equation: TypeAlias = tuple[Source, int, Call]
 Axes: TypeAlias = Mapping[tuple[str, int], tuple[int, int]]
 
 # Attributes that describe a weight's axes to a reader, as 'weight.attribute', by the role of the
@@ -32,8 +33,12 @@ _DESCRIBES = {
     "writes": re.compile(
         r"(.*\.(out_|embedding_dim|num_features|num_experts)|weight_hr.*\.proj_size|weight_hh\.hidden_size)"
     ),
-    "reads": re.compile(r"(.*\.(in_|embed_dim$|[kv]dim$)|weight_ih.*\.input_size|weight_h[hr].*\.hidden_size)"),
-    "carries": re.compile(r".*\.(num_(features|channels|parameters)|in_channels|out_channels|num_experts)"),
+    "reads": re.compile(
+        r"(.*\.(in_|embed_dim$|[kv]dim$)|weight_ih.*\.input_size|weight_h[hr].*\.hidden_size)"
+    ),
+    "carries": re.compile(
+        r".*\.(num_(features|channels|parameters)|in_channels|out_channels|num_experts)"
+    ),
 }
 
 
@@ -63,6 +68,23 @@ class Literal:
         return [self.module, self.method, self.old, self.new]
 
 
+class Equation(NamedTuple):
+    """Argument `at` of a call's integers must be `value` after the cut."""
+
+    source: Source
+    value: int
+    call: Call
+    at: int
+
+
+class Solved(NamedTuple):
+    """What the sizes that some nodes state ask for after a cut."""
+
+    attributes: dict[Attribute, int]
+    literals: list[Literal]
+    views: list[View]
+
+
 @dataclass(frozen=True)
 class Mended:
     """What else a cut changes, beside the tensors that it shortens.
@@ -71,11 +93,13 @@ class Mended:
         attributes: attribute -> (before, after).
         literals: numbers in the code.
         scales: rows of weights that take up a number which the code computes from a size.
+        views: views in the code that find one of their sizes by themselves.
     """
 
     attributes: dict[Attribute, tuple[int, int]]
     literals: list[Literal]
     scales: list[Scale]
+    views: list[View]
 
 
 def mend(analysis: Analysis, cut: Cut, axes: Axes) -> Mended:
@@ -89,12 +113,13 @@ def mend(analysis: Analysis, cut: Cut, axes: Axes) -> Mended:
     Raises:
         MendError: a size is fixed by something that cannot be rewritten.
     """
-    solved, literals = solve(analysis, cut, sized_nodes(analysis))
+    solved, literals, views = solve(analysis, cut, sized_nodes(analysis))
     before = analysis.program.attributes
     after = {**_descriptions(analysis, axes, solved), **solved}
     changed = {a: (before[a], n) for a, n in after.items() if before[a] != n}
     computed = computed_factors(analysis)
-    return Mended(changed, literals, rescale(analysis, cut, solved, computed, Folder(analysis)))
+    scales = rescale(analysis, cut, solved, computed, Folder(analysis))
+    return Mended(changed, literals, scales, views)
 
 
 def rescale(
@@ -120,19 +145,18 @@ def rescale(
     return out
 
 
-def solve(
-    analysis: Analysis, cut: Cut, nodes: Iterable[Node]
-) -> tuple[dict[Attribute, int], list[Literal]]:
-    """The attributes and literals that these nodes' functions need after a cut.
+def solve(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Solved:
+    """The attributes, literals and views that these nodes' functions need after a cut.
 
     Raises:
         MendError: as for `mend`.
     """
     equations: list[Equation] = []
     literals: dict[tuple[str, str, int], tuple[Literal, set[int]]] = {}
-    for call, given, old, new in _given_sizes(analysis, cut, nodes):
+    for call, at, old, new in _given_sizes(analysis, cut, nodes):
+        given = call.integers[at]
         if isinstance(given, TaggedInt):
-            equations.append((given.source, new, call))
+            equations.append(Equation(given.source, new, call, at))
         elif old != new:
             literal = _literal(analysis, call, old, new)
             entry = literals.setdefault(literal.key, (literal, set()))
@@ -142,37 +166,40 @@ def solve(
                     f"place and {new} in another; use two attributes instead of the number"
                 )
             entry[1].add(call.at)
-    after = _solve(equations, _Known(analysis, cut))
+    after, views = _solve(equations, _Known(analysis, cut))
     for literal, sites in literals.values():
         _check_literal(analysis, literal, sites)
-    return after, [literal for literal, _ in literals.values()]
+    return Solved(after, [literal for literal, _ in literals.values()], views)
 
 
 def demands(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> dict[Attribute, int]:
     """What a cut asks of the attributes that state a size by themselves, where it shrinks."""
     return {
         given.source: new
-        for _, given, old, new in _given_sizes(analysis, cut, nodes)
-        if isinstance(given, TaggedInt) and isinstance(given.source, Attribute) and new < old
+        for call, at, old, new in _given_sizes(analysis, cut, nodes)
+        if isinstance(given := call.integers[at], TaggedInt)
+        and isinstance(given.source, Attribute)
+        and new < old
     }
 
 
 def _given_sizes(
     analysis: Analysis, cut: Cut, nodes: Iterable[Node]
 ) -> Iterator[tuple[Call, int, int, int]]:
-    """(call, the integer that it was given, size before, size after) for every stated size."""
+    """(call, which of its integers, size before, size after) for every stated size."""
     taken: set[tuple[int, int]] = set()
     for node in nodes:
         call = node.call
         stated = list(stated_sizes(analysis, node, cut))
         if call is None or not stated:
             continue
-        given = [i for i in call.integers if i > 0]
+        positive = [at for at, i in enumerate(call.integers) if i > 0]
+        given = [call.integers[at] for at in positive]
         last = node.name.endswith("convolution")  # its groups come after strides and paddings
         places = _places(given, [old for old, _ in stated], id(call), taken, last)
         for (old, new), found in zip(stated, places, strict=True):
             for place in found:
-                yield call, given[place], old, new
+                yield call, positive[place], old, new
 
 
 def _places(
@@ -215,15 +242,16 @@ class _Known(dict[Any, int]):
         return old if axes is None else self.cut.size(axes[key.dim])
 
 
-def _solve(equations: list[Equation], known: _Known) -> dict[Attribute, int]:
-    """The attributes' new values that satisfy every equation."""
-    for source, value, call in equations:
+def _solve(equations: list[Equation], known: _Known) -> tuple[dict[Attribute, int], list[View]]:
+    """The attributes' new values that satisfy every equation, and views that need not."""
+    for source, value, call, _ in equations:
         if isinstance(source, Attribute) and known.setdefault(source, value) != value:
             raise MendError(
                 f"{source} states two sizes that this plan makes different ({known[source]} and "
                 f"{value}, at {call.place}); delete equally many units of both"
             )
-    for source, value, call in equations:
+    views: dict[int, View] = {}
+    for source, value, call, at in equations:
         if evaluate(source, known) == value:
             continue
         for attribute in leaves_of(source):
@@ -233,11 +261,24 @@ def _solve(equations: list[Equation], known: _Known) -> dict[Attribute, int]:
                     known[attribute] = found
                     break
         else:
-            raise MendError(
-                f"{call.place} computes a size that would be {evaluate(source, known)} after the "
-                f"cut where {value} is needed; delete units so that the two agree"
-            )
-    return dict(known)
+            view = _view(known.analysis, call, at)
+            if view is None or views.setdefault(id(call), view) != view:
+                raise MendError(
+                    f"{call.place} computes a size that would be {evaluate(source, known)} after "
+                    f"the cut where {value} is needed; delete units so that the two agree"
+                )
+    return dict(known), list(dict.fromkeys(views.values()))
+
+
+def _view(analysis: Analysis, call: Call, at: int) -> View | None:
+    """The view that a call is, if it is in a method of a module and can find this size itself."""
+    if call.owner is None or call.code is None:
+        return None
+    method = analysis.program.methods.get((call.owner, call.code))
+    if method is None:
+        return None
+    text = view_text(call, method, at)
+    return None if text is None else View(call.owner, call.code.co_name, text, at)
 
 
 def _invert(source: Source, value: int, attribute: Attribute, known: _Known) -> int | None:
@@ -266,25 +307,23 @@ def constants(code: CodeType) -> Iterator[int]:
 
 
 def _literal(analysis: Analysis, call: Call, old: int, new: int) -> Literal:
-    method = None
-    if call.owner is not None and call.code is not None:
-        method = analysis.program.methods.get((call.owner, call.code))
-    if method is None or call.owner is None or call.code is None or old not in constants(call.code):
+    known = (call.owner, call.code) in analysis.program.methods
+    if not known or call.owner is None or call.code is None or old not in constants(call.code):
         raise MendError(
             f"{call.place} is given the size {old}, which the cut would make {new}, and where "
             "that number comes from cannot be found; take it from x.shape or a module attribute"
         )
-    return Literal(call.owner, method, old, new)
+    return Literal(call.owner, call.code.co_name, old, new)
 
 
 def _check_literal(analysis: Analysis, literal: Literal, sites: set[int]) -> None:
     """The number must not be used for anything else in the same method."""
-    for (owner, code), method in analysis.program.methods.items():
-        if (owner, method) == (literal.module, literal.method):
+    for owner, code in analysis.program.methods:
+        if (owner, code.co_name) == (literal.module, literal.method):
             uses = sum(value == literal.old for value in constants(code))
             if uses > len(sites):
                 raise MendError(
-                    f"{code.co_filename}: {method} uses the number {literal.old} {uses} times, and "
+                    f"{code.co_filename}: {code.co_name} uses the number {literal.old} {uses} times, and "
                     f"only {len(sites)} of them would change to {literal.new}; name it"
                 )
 

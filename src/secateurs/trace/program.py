@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, TypeAlias
 
 import torch
@@ -95,7 +95,7 @@ class Program:
     `keywords` names the inputs where they were given by name.
     `tensors` maps a parameter's, buffer's or tensor attribute's path to its value; `constants`
     holds tensors met on the way that belong to neither. `attributes` are the integer attributes of
-    the modules, `methods` names the method of a module that a piece of code is, and `parameters`
+    the modules, `methods` holds the method of a module that a piece of code is, and `parameters`
     gives the shape of every parameter of the model, used or not. `training` is a run in training
     mode, where eval mode leaves parameters unused. `looks` says that the code looked at a value
     that depends on the inputs, so that other inputs may take another way.
@@ -109,7 +109,7 @@ class Program:
     constants: dict[int, torch.Tensor] = field(default_factory=dict)
     outputs: Any = None
     attributes: dict[Attribute, int] = field(default_factory=dict)
-    methods: dict[tuple[str, CodeType], str] = field(default_factory=dict)
+    methods: dict[tuple[str, CodeType], FunctionType] = field(default_factory=dict)
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     training: Run = field(default_factory=Run)
     looks: bool = False

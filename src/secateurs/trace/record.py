@@ -330,7 +330,7 @@ class Recorder:
         if not integers and not floats:
             return None
         call = Call(getattr(func, "__name__", str(func)), integers, floats)
-        if any(not isinstance(i, TaggedInt) and i > 1 for i in integers):
+        if any(i > 1 for i in integers):
             frame = inspect.currentframe()
             while frame is not None and (
                 frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(_TORCH)
@@ -346,7 +346,7 @@ class Recorder:
                     bound = getattr(method, "__func__", None)  # not a function in an attribute
                     if getattr(bound, "__code__", None) is frame.f_code:
                         key = (call.owner, frame.f_code)
-                        self.program.methods[key] = frame.f_code.co_name
+                        self.program.methods[key] = bound
         return call
 
     def tag_shape(self, tensor: torch.Tensor, shape: torch.Size) -> torch.Size:
