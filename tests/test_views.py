@@ -140,9 +140,8 @@ def test_a_method_with_closed_over_names_is_mended() -> None:
 
 def test_a_view_that_finds_another_size_already_is_refused_with_its_line() -> None:
     graph = sc.trace(*block(Narrow(), Attention()))
-    (reason,) = (f.reason for f in graph.frozen if f.tensor == "attentions.0.out.weight")
-    assert "test_views.py" in reason
-    assert "reshape computes a size" in reason
+    reasons = {str(f) for f in graph.frozen if f.tensor == "attentions.0.out.weight"}
+    assert any("test_views.py" in r and "reshape computes a size" in r for r in reasons), reasons
     assert "attentions.1.qkv" in [group.name for group in graph]
 
 

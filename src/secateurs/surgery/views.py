@@ -9,7 +9,6 @@ by its text, so a plan that holds it is plain data: nothing in it is ever evalua
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast
@@ -17,7 +16,7 @@ import copy
 import functools
 import linecache
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType
 from typing import Any
@@ -65,13 +64,13 @@ def without_size(function: FunctionType, views: Iterable[tuple[str, int]]) -> Fu
     changed before.
     """
     before = _changed(function)
-    if (plain := _compiled(function, before)) is None:
+    if (plain := _compiled(function.__code__, before)) is None:
         return None
     numbers: dict[int, int] = {}
     if not _alike(plain, function.__code__, numbers):
         return None
     after = before | frozenset(views)
-    code = _compiled(function, after)
+    code = _compiled(function.__code__, after)
     if code is None or (after != before and code == plain):
         return None
     mended = with_code(function, with_numbers(code, numbers))
@@ -124,7 +123,7 @@ def _sizes(call: ast.Call) -> list[ast.expr] | None:
 @functools.cache
 def _called(code: CodeType, at: int, line: int, name: str) -> ast.Call | None:
     """The call in the source that the instruction at this offset makes."""
-    tree = _definition(code)
+    tree = _definition(code, _file(code))
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)] if tree else []
     if sys.version_info >= (3, 11):
         place = list(code.co_positions())[at // 2]
@@ -138,28 +137,41 @@ def _called(code: CodeType, at: int, line: int, name: str) -> ast.Call | None:
 
 
 @functools.cache
-def _parsed(filename: str, lines: tuple[str, ...]) -> dict[tuple[str, int], ast.FunctionDef]:
-    """The functions of a file by name and first line."""
+def _parsed(filename: str, lines: tuple[str, ...]) -> list[ast.stmt]:
     try:
-        tree = ast.parse("".join(lines))
+        return ast.parse("".join(lines)).body
     except SyntaxError:
-        return {}
-    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
-    return {(f.name, min([f.lineno, *(d.lineno for d in f.decorator_list)])): f for f in functions}
+        return []
 
 
-def _definition(code: CodeType) -> ast.FunctionDef | None:
-    lines = tuple(linecache.getlines(code.co_filename))
-    return _parsed(code.co_filename, lines).get((code.co_name, code.co_firstlineno))
+def _file(code: CodeType) -> list[ast.stmt]:
+    """The statements of the file that a piece of code comes from; none if it is not at hand."""
+    return _parsed(code.co_filename, tuple(linecache.getlines(code.co_filename)))
 
 
-def _compiled(function: FunctionType, views: frozenset[tuple[str, int]]) -> CodeType | None:
-    """The function compiled from its source, with these sizes as -1; None if there are none."""
-    code = function.__code__
-    if (tree := _definition(code)) is None:
+def _definition(code: CodeType, among: Iterable[ast.stmt]) -> ast.FunctionDef | None:
+    """The definition of a function among some statements."""
+    for statement in among:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.FunctionDef) and node.name == code.co_name:
+                first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                if first == code.co_firstlineno:
+                    return node
+    return None
+
+
+def _holder(code: CodeType) -> ast.stmt | None:
+    """The statement of the file in which a function is defined."""
+    return next((s for s in _file(code) if _definition(code, [s])), None)
+
+
+@functools.cache
+def _compiled(code: CodeType, views: frozenset[tuple[str, int]]) -> CodeType | None:
+    """A function compiled from its source, with these sizes as -1; None if there is no such."""
+    holder = copy.deepcopy(_holder(code))
+    tree = None if holder is None else _definition(code, [holder])
+    if holder is None or tree is None:
         return None
-    tree = copy.deepcopy(tree)
-    tree.decorator_list = []
     calls = [(ast.unparse(n), n) for n in ast.walk(tree) if views and isinstance(n, ast.Call)]
     for text, size in views:
         found = [sizes for own, n in calls if own == text and (sizes := _sizes(n))]
@@ -167,20 +179,28 @@ def _compiled(function: FunctionType, views: frozenset[tuple[str, int]]) -> Code
             return None
         for sizes in found:
             sizes[size] = ast.copy_location(_minus_one(), sizes[size])
-    around = ast.parse(f"def around({', '.join(code.co_freevars)}): pass")
-    around.body[0].body = [tree]  # type: ignore[attr-defined]
+    # the compiler looks at which names are imported modules
+    imports = [s for s in _file(code) if isinstance(s, _MAY_IMPORT) and s is not _holder(code)]
+    module = ast.fix_missing_locations(ast.Module([*imports, holder], []))
     flags = code.co_flags & _FEATURES
-    ast.fix_missing_locations(around)
-    whole = compile(around, code.co_filename, "exec", flags, dont_inherit=True)
-    return _inner(_inner(whole))
+    whole = compile(module, code.co_filename, "exec", flags, dont_inherit=True)
+    place = (code.co_name, code.co_firstlineno)
+    return next((c for c in _codes(whole) if (c.co_name, c.co_firstlineno) == place), None)
+
+
+_MAY_IMPORT = (ast.Import, ast.ImportFrom, ast.If, ast.Try, ast.With)
 
 
 def _minus_one() -> ast.expr:
     return ast.parse("-1", mode="eval").body
 
 
-def _inner(code: CodeType) -> CodeType:
-    return next(value for value in code.co_consts if isinstance(value, CodeType))
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """The code objects inside another, outermost first."""
+    for value in code.co_consts:
+        if isinstance(value, CodeType):
+            yield value
+            yield from _codes(value)
 
 
 def _alike(one: Any, other: Any, numbers: dict[int, int]) -> bool:
