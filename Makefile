@@ -142,6 +142,12 @@ splicing: $(VENV)/.test  ## dynamic network surgery on MNIST: LeNet-5 and LeNet-
 splicing-quick:  ## a small form of it: a minute
 	$(MAKE) splicing QUICK=1
 
+.PHONY: zoo
+ONLY ?= *
+zoo: $(VENV)/.zoo  ## the coverage table: every network of its list, cut, in JOBS processes
+	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/coverage_table.py \
+		--jobs $(JOBS) --only "$(ONLY)" $(if $(AGAIN),--again) --out docs/coverage.md
+
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -160,6 +166,10 @@ $(VENV)/.test: $(VENV)/.runtime
 
 $(VENV)/.bench: $(VENV)/.test
 	$(PIP) --no-deps torch-pruning==1.6.1
+	touch $@
+
+$(VENV)/.zoo: $(VENV)/.bench
+	$(PIP) transformers==5.23.0
 	touch $@
 
 $(VENV)/.ray: $(VENV)/.runtime
