@@ -169,7 +169,7 @@ $(VENV)/.bench: $(VENV)/.test
 	touch $@
 
 $(VENV)/.zoo: $(VENV)/.bench
-	$(PIP) transformers==5.23.0
+	$(PIP) transformers
 	touch $@
 
 $(VENV)/.ray: $(VENV)/.runtime

@@ -160,7 +160,8 @@ def summary(names: Sequence[str], records: dict[tuple[str, str], Record]) -> str
 
 def _tally(whose: str, words: list[str]) -> str:
     counts = sorted(((words.count(w), w) for w in set(words)), reverse=True)
-    return f"{whose}: {', '.join(f'{w} {n}' for n, w in counts)}." if counts else ""
+    said = ", ".join(f"{w} {n}" for n, w in counts)
+    return f"{whose}, of {len(words)} networks: {said}." if counts else ""
 
 
 def _times(names: Sequence[str], records: dict[tuple[str, str], Record]) -> str:
@@ -200,6 +201,7 @@ def page(names: Sequence[str], cells: Iterable[Record]) -> str:
         table=markdown(COLUMNS, rows),
         notes=numbered or "None.",
         named=markdown(("network", "what", "axes named", "axes offered"), named_rows(ours)),
+        lists=sum(bool(record.get("named")) for record in ours),
         frozen=markdown(("axes", "reason"), frozen),
         machine=machine(),
         versions=", ".join(_version(p) for p in ("timm", "transformers", "torchvision")),
@@ -236,7 +238,7 @@ network has a process of its own, and every stage {limit} seconds of processor t
   changed too, else why not: 'refused' before anything changed, 'nothing offered', 'does not run'
   after the cut, 'wrong' if it runs and breaks the law.
 - **trains**: a step of descent in training mode, with finite gradients. 'nor uncut': the original
-  cannot do it either; so for the exports.
+  cannot do it either; so for the exports. '–': not measured.
 - **seconds, MiB**: trace, groups, plan and apply in float32 on one thread: processor time, and the
   most memory above what the process had before. A small network is cut first, so that what PyTorch
   loads once is not counted.
@@ -255,7 +257,7 @@ network has a process of its own, and every stage {limit} seconds of processor t
 For twelve networks the axes that somebody would want to prune were written down from the papers
 and the code of the models (`benchmarks/coverage_named.json`), with the number of slices that go
 with a unit: all rows of a head, or one of every head for a head dim. Offered means that a group
-cuts that axis in just such units.
+cuts that axis in just such units. {lists} of the twelve are measured here.
 
 {named}
 
