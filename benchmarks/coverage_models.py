@@ -106,18 +106,20 @@ def tv(name: str) -> Sample:
 
 
 def detection(make: Callable[..., nn.Module], name: str) -> Sample:
-    """A detector, with few candidates: one image; its own losses in training mode."""
+    """A detector, with few candidates: two images; its own losses in training mode."""
     options: dict[str, Any] = {"weights": None, "weights_backbone": None}
     if "rcnn" in name:
-        few = {f"rpn_{p}_nms_top_n_{mode}": 50 for p in ("pre", "post") for mode in ("train", "test")}
-        options |= {**few, "rpn_score_thresh": 0.0, "box_score_thresh": 0.0}
+        options |= {"rpn_score_thresh": 0.0, "box_score_thresh": 0.0}
+        for when in ("pre_nms_top_n_train", "post_nms_top_n_train", "pre_nms_top_n_test",
+                     "post_nms_top_n_test"):  # fmt: skip
+            options[f"rpn_{when}"] = 50
     size = 320 if "320" in name else 96
     model = make(**options)
     if size == 96:
         model.transform.min_size, model.transform.max_size = (size,), size
     boxes = torch.tensor([[8.0, 8.0, 48.0, 56.0]])
-    target = {"boxes": boxes, "labels": torch.tensor([1])}
-    return Sample(model, ([torch.rand(3, size, size)],), [target])
+    targets = [{"boxes": boxes, "labels": torch.tensor([label])} for label in (1, 2)]
+    return Sample(model, ([torch.rand(3, size, size) for _ in targets],), targets)
 
 
 # ---------------------------------------------------------------------- timm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
@@ -168,7 +169,7 @@ class _Functions(TorchFunctionMode):
 
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _ATTEND: Any = torch.nn.functional.scaled_dot_product_attention
-_TORCH = torch.__path__[0]
+_TORCH = torch.__path__[0] + os.sep
 
 
 class Recorder:
