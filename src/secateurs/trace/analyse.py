@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from torch import nn
@@ -191,6 +192,12 @@ class Analysis:
         else:
             self.statistic(axes[0], "a product of weights alone is summed over it")
         self.labels.unite(*axes)
+
+    @cached_property
+    def weighted(self) -> set[Factor]:
+        """The factors of the axes of the model's tensors; ask when all axes are known."""
+        own = self.program.tensors.values()
+        return {leaf for ident in own for axis in self.axes[ident] for leaf in leaves(axis)}
 
     def with_copies(self, axis: Axis) -> Axis:
         """An axis whose indices are each repeated: the copies of one index may go one by one."""
