@@ -95,9 +95,7 @@ class _Trial:
         return {
             name: list(
                 {
-                    id(node): node
-                    for first in nodes
-                    for node in (first, *self._sharers(first))
+                    id(node): node for first in nodes for node in (first, *self._sharers(first))
                 }.values()
             )
             for name, nodes in own.items()

@@ -231,9 +231,7 @@ class _Known(dict[Any, int]):
         return old if axes is None else self.cut.size(axes[key.dim])
 
 
-def _solve(
-    equations: list[Equation], known: _Known
-) -> tuple[dict[Attribute, int], list[Restated]]:
+def _solve(equations: list[Equation], known: _Known) -> tuple[dict[Attribute, int], list[Restated]]:
     """The attributes' new values that satisfy every equation but those to be stated anew."""
     restated: dict[tuple[str, str, int, int], Restated] = {}
     for source, value, call, _ in equations:
