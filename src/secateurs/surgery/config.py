@@ -172,7 +172,7 @@ def _portrait(model: nn.Module) -> Mapping[str, Any]:
 
 def _replace(model: nn.Module, changes: frozenset[Change]) -> None:
     """Every module gets the mended copy of the configuration that it holds."""
-    old = {path: value for path, value in _fields(model.__dict__["config"])}
+    old = dict(_fields(model.__dict__["config"]))
     made: dict[int, tuple[Any, Any]] = {}
     for module in model.modules():
         for name, value in own_attributes(module):
