@@ -146,10 +146,7 @@ class Selection:
     def _removed(self, factor: Factor) -> Bools:
         mask = self._masks.get(id(factor))
         if mask is None:
-            if factor.labels is None:
-                mask = self._fewer(factor)
-            else:
-                mask = self._gone[factor.labels]
+            mask = self._fewer(factor) if factor.labels is None else self._gone[factor.labels]
             self._masks[id(factor)] = mask
         return mask
 
