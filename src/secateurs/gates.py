@@ -17,16 +17,15 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .errors import LawError, MendError, TraceError
+from .errors import LawError, TraceError
 from .groups import Graph, Selection
+from .mendable import settle
 from .plan import Plan
-from .surgery.mend import sized_nodes, solve
 from .trace.analyse import Read, analyse
-from .trace.labels import Axis, leaves
+from .trace.labels import Axis
 from .trace.program import Instead, Intercept, Node, Ref
 from .trace.record import as_call, evaluating, input_tensors, model_tensors
 from .trace.sizes import resized_args
-from .trace.tagged import Attribute, Size, TaggedInt, leaves_of
 
 # The largest relative error that rounding explains, by the precision of the output.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -93,7 +92,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
         raise TraceError(f"a torch.nn.Module is expected first, not {type(model).__name__}")
     with _no_collection():
         graph = Graph(analyse(model, example_inputs))
-        graph.give_up(_unmendable(graph))
+        settle(graph)
     return graph
 
 
@@ -110,42 +109,6 @@ def _no_collection() -> Iterator[None]:
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()
-
-
-def _unmendable(graph: Graph) -> dict[str, str]:
-    """The groups whose sizes are fixed by something in the model that cannot be rewritten."""
-    stating: dict[int, list[Node]] = {}
-    sharing: dict[Attribute, list[Node]] = {}
-    attributes: dict[int, list[Attribute]] = {}
-    for node in sized_nodes(graph.analysis):
-        stated = (
-            [i.source for i in node.call.integers if isinstance(i, TaggedInt)] if node.call else []
-        )
-        found = [leaf for source in stated for leaf in leaves_of(source)]
-        sizes = [leaf.value for leaf in found if isinstance(leaf, Size)]
-        attributes[id(node)] = [leaf for leaf in found if isinstance(leaf, Attribute)]
-        for attribute in attributes[id(node)]:
-            sharing.setdefault(attribute, []).append(node)
-        values = [i for i in (*node.inputs, *node.outputs, *sizes) if i in graph.analysis.axes]
-        touched = {leaf for i in values for axis in graph.analysis.axes[i] for leaf in leaves(axis)}
-        for number in {n for leaf in touched for n in graph.groups_of(leaf)}:
-            stating.setdefault(number, []).append(node)
-    out = {}
-    for number, own in stating.items():
-        # what shares an attribute with the group's nodes must agree with it too
-        sharers = (n for node in own for a in attributes[id(node)] for n in sharing[a])
-        nodes = list({id(node): node for node in (*own, *sharers)}.values())
-        group = graph.groups[number]
-        blocks = group.blocks()
-        count = max(1, min(len(block) for block in blocks) // 4)
-        # a few at the end, and every second one: what suits only some choices is not offered
-        for chosen in (slice(-count, None), slice(0, 2 * count, 2)):
-            units = np.concatenate([group.units[block[chosen]] for block in blocks])
-            try:
-                solve(graph.analysis, Selection(graph, units), nodes)
-            except MendError as error:
-                out[group.name] = str(error)
-    return out
 
 
 def gate(graph: Graph, selection: Selection) -> dict[int, Intercept]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from .errors import PlanError, nearest
 from .tables import render
+from .trace import attention
 from .trace.analyse import Analysis
 from .trace.labels import Axis, Bools, Factor, Ints, axis_size, find, leaves
 from .trace.program import Program
@@ -145,11 +146,16 @@ class Selection:
     def _removed(self, factor: Factor) -> Bools:
         mask = self._masks.get(id(factor))
         if mask is None:
-            if factor.labels is None:
-                mask = np.zeros(factor.size, dtype=bool)
-            else:
-                mask = self._gone[factor.labels]
+            mask = self._fewer(factor) if factor.labels is None else self._gone[factor.labels]
             self._masks[id(factor)] = mask
+        return mask
+
+    def _fewer(self, factor: Factor) -> Bools:
+        """Which indices go of a factor without labels: of a repetition, as many as copies do."""
+        mask = np.zeros(factor.size, dtype=bool)
+        if factor.copies is not None and factor.frozen is None:
+            own = self.removed((factor.copies.own,)).reshape(-1, factor.size)
+            mask[factor.size - int(own[0].sum()) :] = True
         return mask
 
     def gone(self, labels: Ints) -> Bools:
@@ -317,6 +323,7 @@ class Graph:
         self._balance()
         self._leave_training_only()
         self._describe()
+        self._leave_buffers()
 
     def _number_units(self) -> None:
         """Every class that can go by itself and holds a slice of the model is a unit."""
@@ -352,6 +359,9 @@ class Graph:
 
     def groups_of(self, factor: Factor) -> list[int]:
         """The numbers of the groups that have units along a leaf factor."""
+        factor = find(factor)
+        if factor.labels is None and factor.copies is not None:
+            factor = factor.copies.own
         units = self.incidence(factor)[1]
         return np.unique(self.group_of[units]).tolist() if len(units) else []
 
@@ -427,6 +437,7 @@ class Graph:
         self.group_of: Ints = np.full(len(self.classes), -1)
         self.index_of: Ints = np.zeros(len(self.classes), dtype=np.int64)
         names: set[str] = set()
+        kinds = self._kinds()
         first: dict[int, tuple[str, int]] = {}  # the same families recur on many axes
         for slot in ranked:
             first.setdefault(id(self._counts[slot]), slot)
@@ -435,20 +446,20 @@ class Graph:
                 units = units[self.group_of[units] < 0]
                 if not len(units):
                     continue
-                name, kind = self._name(slot, count, names)
+                kind = kinds.get(int(units[0]), analysis.kinds.get(slot, "width"))
+                name = _name(slot, count, kind, names)
                 names.add(name)
                 self.group_of[units] = len(self.groups)
                 self.index_of[units] = np.arange(len(units))
                 self.groups.append(Group(name, kind, len(units), units))
 
-    def _name(self, slot: tuple[str, int], count: int, taken: set[str]) -> tuple[str, str]:
-        tensor, dim = slot
-        kind = self.analysis.kinds.get(slot, "width")
-        path = tensor.rpartition(".")[0] or tensor
-        for name in (path, f"{path}:{kind}", f"{tensor}[{dim}]", f"{tensor}[{dim}]x{count}"):
-            if name not in taken:
-                return name, kind
-        return f"{tensor}[{dim}]#{len(taken)}", kind
+    def _kinds(self) -> dict[int, str]:
+        """What the units of attention are called: head, kv-head or head-dim."""
+        out: dict[int, str] = {}
+        for axis, kind in attention.kinds(self.analysis):
+            for part in leaves(axis):
+                out.update(dict.fromkeys(self.incidence(part)[1].tolist(), kind))
+        return out
 
     def _mark_inexact(self) -> None:
         for axis, reason in self.analysis.labels.inexact:
@@ -473,7 +484,12 @@ class Graph:
                 continue
             single = (counts[uneven] > 0).sum(axis=1) == 1
             block = counts[uneven].argmax(axis=1)
-            if not single.all() or len(np.unique(block)) < blocks:
+            fits = bool(single.all()) and len(np.unique(block)) == blocks
+            if not single.all():  # one of each kind takes equally many from every block
+                kinds, block = np.unique(counts[uneven], axis=0, return_inverse=True)
+                block, lost = block.reshape(-1), kinds.sum(axis=0)
+                fits = bool((lost == lost[0]).all())
+            if not fits:
                 why = f"{reason}: no equal count can go from each"
                 spoiled |= dict.fromkeys(uneven.tolist(), why)
                 continue
@@ -485,9 +501,9 @@ class Graph:
         for group in self.groups if cells else ():
             own = [tuple(cells.get(unit, ())) for unit in group.units.tolist()]
             if any(own):
-                kinds = {cell: i for i, cell in enumerate(sorted(set(own)))}
-                group.balance = np.array([kinds[cell] for cell in own])
-                if not _sufficient(kinds):
+                cell_numbers = {cell: i for i, cell in enumerate(sorted(set(own)))}
+                group.balance = np.array([cell_numbers[cell] for cell in own])
+                if not _sufficient(cell_numbers):
                     spoiled[int(group.units[0])] = "its balance constraints overlap only in part"
                 elif min(map(len, group.blocks())) == 1:
                     spoiled[int(group.units[0])] = "equal counts must go from blocks of one unit"
@@ -507,6 +523,13 @@ class Graph:
                     evaluated[self.group_of[units[self.group_of[units] >= 0]]] = True
         left = np.flatnonzero(~evaluated).tolist()
         self._freeze_groups(dict.fromkeys(left, "it runs in training mode only"))
+
+    def _leave_buffers(self) -> None:
+        """Units that are in no parameter, and that nothing reads or writes, are no use to cut."""
+        known = self.program.parameters
+        own = (g for g in self.groups if not (g.writes or g.reads))
+        idle = (g.name for g in own if not any(m.tensor in known for m in g.carries))
+        self.give_up(dict.fromkeys(idle, "only buffers hold it"))
 
     def _merge(self, merged: Ints) -> None:
         """Join groups that share a balance constraint."""
@@ -541,6 +564,20 @@ class Graph:
         self._incidence.clear()
         self.__dict__.pop("frozen", None)
         self._keep([n for n in range(len(self.groups)) if n not in reasons])
+
+    def join(self, parts: Mapping[str, Sequence[Ints]]) -> None:
+        """Make groups, by name, one: equally many units must go from each block of any of them."""
+        first, *others = (self[name] for name in parts)
+        blocks = [self[name].units[block] for name in parts for block in parts[name]]
+        first.units = np.concatenate(blocks)
+        first.balance = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
+        first.size = len(first.units)
+        for other in others:
+            first.exact &= other.exact
+            first.why_inexact = first.why_inexact or other.why_inexact
+        gone = {id(other) for other in others}
+        self._keep([n for n, group in enumerate(self.groups) if id(group) not in gone])
+        self._describe()
 
     def give_up(self, reasons: Mapping[str, str]) -> None:
         """Freeze whole groups, by name, for the reasons given."""
@@ -584,7 +621,7 @@ class Graph:
 
     def _why_frozen(self, parts: Axis) -> tuple[str, int]:
         """Why an axis is in no group, and how many indices of it; none if it is in one."""
-        if any(len(self.incidence(part)[0]) == part.size for part in parts):
+        if any(len(np.unique(self.incidence(part)[0])) == part.size for part in parts):
             return "", 0
         reasons: dict[str, int] = {}
         for part in parts:
@@ -633,6 +670,16 @@ class Graph:
             }
             for g in self.groups
         ]
+
+
+def _name(slot: tuple[str, int], count: int, kind: str, taken: set[str]) -> str:
+    """A name for the units of an axis: its module, and more where others have taken that."""
+    tensor, dim = slot
+    path = tensor.rpartition(".")[0] or tensor
+    names = [path, f"{path}:{kind}", f"{tensor}[{dim}]", f"{tensor}[{dim}]x{count}"]
+    if kind == "head-dim":  # the module goes by its heads
+        names = names[1:]
+    return next((n for n in names if n not in taken), f"{tensor}[{dim}]#{len(taken)}")
 
 
 def _sufficient(cells: Iterable[tuple[tuple[int, int], ...]]) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ from torch import nn
 from .atomic import parse_json, read_text, write_text
 from .errors import FileError, MendError, PlanError
 from .slices import Slices, complement
+from .surgery.fold import Scale
 from .surgery.mend import Literal, mend
+from .surgery.restate import Restated
 from .trace.labels import Axis
 from .trace.record import modules_of, tensor_of
 
@@ -36,6 +39,9 @@ class Plan:
         attributes: 'module.attribute' or 'module.attribute[i]' -> (before, after).
         literals: integers written in a module's code, rewritten for that module.
         exact: whether the law of the cut holds without a statistic being retaken.
+        scales: rows of weights that are multiplied by a factor, to make up for a number that the
+            code computes from a size, such as the 1/√d of attention.
+        restated: sizes given to single calls in a module's code, which computes others.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
@@ -52,6 +58,8 @@ class Plan:
     attributes: dict[str, tuple[int, int]] = field(default_factory=dict)
     literals: tuple[Literal, ...] = ()
     exact: bool = True
+    scales: tuple[Scale, ...] = ()
+    restated: tuple[Restated, ...] = ()
 
     def __len__(self) -> int:
         """How many units go."""
@@ -87,6 +95,12 @@ class Plan:
             own[name] = tensor
         return own
 
+    def changed_sizes(self) -> set[tuple[int, int]]:
+        """(before, after) of every axis, attribute and group that the plan changes."""
+        axes = {own.axis(dim) for own in self.tensors.values() for dim in own.removed}
+        groups = {(n, n - len(self.groups[name])) for name, n in self.sizes.items()}
+        return axes | groups | set(self.attributes.values())
+
     def then(self, other: Plan) -> Plan:
         """This plan followed by one made for its result, as one plan for the original model.
 
@@ -117,16 +131,38 @@ class Plan:
                 raise PlanError(f"the second plan does not fit the result of the first at {path!r}")
             tensors[path] = slices if before is None else before.then(slices)
         attributes = dict(self.attributes)
+        restated = {(r.module, i): r for i, r in _numbered(self.restated)}
         for attribute, (old, new) in other.attributes.items():
+            path, _, item = attribute.rpartition(".")
+            mine = (path, int(item[7:-1])) if item.startswith("stated[") else None
+            if mine in restated:
+                restated[mine] = replace(restated[mine], new=new)
+                continue
             attributes[attribute] = (attributes.get(attribute, (old, new))[0], new)
         literals = {literal.key: literal for literal in self.literals}
         for literal in other.literals:
             match = next((k for k, v in literals.items() if v.same_place(literal)), literal.key)
             old = literals[match].old if match in literals else literal.old
             literals[match] = Literal(literal.module, literal.method, old, literal.new)
+        scales = [*self.scales, *(self._before(scale) for scale in other.scales)]
         return Plan(
-            groups, sizes, tensors, attributes, tuple(literals.values()), self.exact and other.exact
+            groups,
+            sizes,
+            tensors,
+            attributes,
+            tuple(literals.values()),
+            self.exact and other.exact,
+            tuple(scales),
+            (*restated.values(), *other.restated),
         )
+
+    def _before(self, scale: Scale) -> Scale:
+        """A scale of what this plan gives, as one of the original tensor."""
+        slices = self.tensors.get(scale.tensor)
+        if slices is None:
+            return scale
+        kept = slices.keep(scale.dim)[0][scale.indices].tolist()
+        return replace(scale, indices=kept)
 
     # ------------------------------------------------------------------ plain data
     def to_dict(self) -> dict[str, Any]:
@@ -145,6 +181,8 @@ class Plan:
             },
             "attributes": {name: list(pair) for name, pair in self.attributes.items()},
             "literals": [literal.to_list() for literal in self.literals],
+            **({"scales": [s.to_list() for s in self.scales]} if self.scales else {}),
+            **({"restated": [r.to_list() for r in self.restated]} if self.restated else {}),
         }
 
     @classmethod
@@ -167,6 +205,8 @@ class Plan:
             parsed.attributes,
             tuple(Literal(*item) for item in parsed.literals),
             parsed.exact,
+            tuple(Scale(*item) for item in parsed.scales),
+            tuple(Restated(*item) for item in parsed.restated),
         )
         plan._check_indices()
         return plan
@@ -182,6 +222,11 @@ class Plan:
                 )
                 if not good or (len(blocks) > 1 and slices.shape[0] % len(blocks)):
                     raise FileError(f"the plan is malformed: bad indices for {name!r} dim {dim}")
+        for scale in self.scales:
+            own = self.tensors.get(scale.tensor)
+            size = own.shape[scale.dim] if own and scale.dim < len(own.shape) else -1
+            if not all(0 <= i < size for i in scale.indices):
+                raise FileError(f"the plan is malformed: bad rows to scale of {scale.tensor!r}")
         longest = max((s.axis(d)[0] for s in self.tensors.values() for d in s.removed), default=0)
         for name, indices in self.groups.items():
             size = self.sizes.get(name, -1)
@@ -230,6 +275,14 @@ class Plan:
         return cls.from_json(read_text(path))
 
 
+def _numbered(restated: Iterable[Restated]) -> Iterator[tuple[int, Restated]]:
+    """Each with its number among those of the same module."""
+    seen: Counter[str] = Counter()
+    for one in restated:
+        yield seen[one.module], one
+        seen[one.module] += 1
+
+
 def _numel(slices: Slices) -> int:
     return math.prod(slices.shape)
 
@@ -254,14 +307,19 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
     _check_axes(graph, selection)
     slices = _slices(graph, selection)
     shapes = {(name, dim): own.axis(dim) for name, own in slices.items() for dim in own.removed}
-    attributes, literals = mend(graph.analysis, selection, shapes)
+    mended = mend(graph.analysis, selection, shapes)
+    for scale in mended.scales:
+        whole = Slices(graph.program.parameters[scale.tensor], {})
+        slices.setdefault(scale.tensor, whole)
     return Plan(
         chosen,
         {name: graph[name].size for name in chosen},
         slices,
-        {str(attribute): pair for attribute, pair in attributes.items()},
-        tuple(literals),
+        {str(attribute): pair for attribute, pair in mended.attributes.items()},
+        tuple(mended.literals),
         all(graph[name].exact for name in chosen),
+        tuple(mended.scales),
+        tuple(mended.restated),
     )
 
 

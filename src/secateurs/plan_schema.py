@@ -11,6 +11,7 @@ from .errors import FileError
 
 Index = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
+Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Dim = Annotated[str, Field(pattern=r"^\d{1,2}$")]
 AttributeName = Annotated[str, Field(pattern=r"^([^\[\]]+\.)?\w+(\[\d{1,4}\])?$")]
 _STRICT = ConfigDict(strict=True, extra="forbid")
@@ -37,6 +38,8 @@ class PlanSchema(BaseModel):
     tensors: dict[str, SlicesSchema]
     attributes: dict[AttributeName, tuple[Size, Size]]
     literals: list[tuple[str, str, Size, Size]]
+    scales: list[tuple[str, Index, list[Index], Factor]] = []
+    restated: list[tuple[str, str, Size, Index, Size]] = []
 
 
 def parse(data: Any) -> PlanSchema:

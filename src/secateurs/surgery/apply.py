@@ -14,7 +14,11 @@ from ..errors import PlanError
 from ..plan import Plan
 from ..slices import Known
 from ..trace.record import modules_of
+from ..trace.stand_in import adopt
+from .config import mend_config
+from .fold import Scale
 from .mend import Literal
+from .restate import install
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -33,6 +37,9 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
     Raises:
         PlanError: the plan does not fit the model; nothing was changed.
 
+    Warns:
+        UserWarning: the model is built from a config, which cannot say what was cut.
+
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
     >>> plan = sc.trace(net, torch.zeros(1, 4)).plan({"0": [1, 5]})
@@ -48,7 +55,11 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
     for literal in plan.literals:
         _method(modules, literal)
     known: Known = {}
-    cut = {name: slices.cut(own[name], known) for name, slices in plan.tensors.items()}
+    factors = _factors(plan)
+    cut = {
+        name: slices.cut(_scaled(own[name], factors.get(name, [])), known)
+        for name, slices in plan.tensors.items()
+    }
     if not inplace:
         # the copy shares nothing with the model, and never holds the full-size tensors
         memo: dict[int, Any] = {id(own[name]): _twin(own[name], new) for name, new in cut.items()}
@@ -62,7 +73,29 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
         modules[path].__dict__[attribute] = value
     for literal in plan.literals:
         _rewrite(modules[literal.module], literal)
+    for restated in plan.restated:
+        install(modules[restated.module], restated)
+    adopt(modules, {name.rpartition(".")[0] for name in plan.tensors})
+    mend_config(model, plan.changed_sizes(), plan.attributes)
     return model
+
+
+def _factors(plan: Plan) -> dict[str, list[Scale]]:
+    out: dict[str, list[Scale]] = {}
+    for scale in plan.scales:
+        out.setdefault(scale.tensor, []).append(scale)
+    return out
+
+
+def _scaled(tensor: torch.Tensor, scales: list[Scale]) -> torch.Tensor:
+    """The tensor, or a copy of it with the rows of these scales multiplied."""
+    if scales:
+        tensor = tensor.detach().clone()
+    for scale in scales:
+        index = torch.tensor(scale.indices, device=tensor.device)
+        rows = tensor.index_select(scale.dim, index) * scale.factor
+        tensor.index_copy_(scale.dim, index, rows)
+    return tensor
 
 
 def _twin(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 from torch import nn
 
@@ -43,6 +45,7 @@ class Analysis:
         blocked: tensor path -> the per-block labels of its dimension 1.
         order: tensor path -> position of the first node that uses it.
         statistics: positions of the nodes that take a statistic over an axis.
+        repeated: the factors along which single indices were expanded.
     """
 
     def __init__(self, program: Program):
@@ -56,6 +59,7 @@ class Analysis:
         self.blocked: dict[str, Blocked] = {}
         self.order: dict[str, int] = {}
         self.statistics: list[int] = []
+        self.repeated: list[Factor] = []
         self._origins: dict[int, tuple[str, ...]] = {}
         self._position = 0
         self._start()
@@ -188,6 +192,21 @@ class Analysis:
         else:
             self.statistic(axes[0], "a product of weights alone is summed over it")
         self.labels.unite(*axes)
+
+    @cached_property
+    def weighted(self) -> set[Factor]:
+        """The factors of the axes of the model's tensors; ask when all axes are known."""
+        own = self.program.tensors.values()
+        return {leaf for ident in own for axis in self.axes[ident] for leaf in leaves(axis)}
+
+    def with_copies(self, axis: Axis) -> Axis:
+        """An axis whose indices are each repeated: the copies of one index may go one by one."""
+        parts = leaves(axis) if len(axis) > 1 and self.repeated else []
+        for i, (source, repeat) in enumerate(pairwise(parts)):
+            if source.frozen is None and repeat.virgin and repeat in self.repeated:
+                copies = self.labels.copies(source, repeat)
+                return (*parts[:i], copies, *parts[i + 2 :])
+        return axis
 
     def blocked_axis(self, ident: int, groups: int) -> Factor | None:
         """The per-group labels of dimension 1 of a grouped kernel; None if it is computed."""

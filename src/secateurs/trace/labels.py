@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 class Factor:
     """A run of indices along (a part of) an axis, with one label each once they are asked for."""
 
-    __slots__ = ("alias", "batch", "frozen", "labels", "parts", "size")
+    __slots__ = ("alias", "batch", "copies", "frozen", "labels", "parts", "size")
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Factor:
         self.frozen = frozen
         self.labels = labels
         self.batch = batch
+        self.copies: Copies | None = None
 
     @property
     def virgin(self) -> bool:
@@ -47,6 +48,19 @@ class Factor:
 
 
 Axis: TypeAlias = tuple[Factor, ...]
+
+
+class Copies(NamedTuple):
+    """What a factor that repeats every index of another several times is made of.
+
+    Copies of one index are alike, so any of them may go, as long as equally many of each stay.
+    Label (i, r) goes when index i of `source` goes or label (i, r) of `own` does. `repeat` is the
+    axis of the repetition, for whoever looks at it by itself.
+    """
+
+    source: Factor
+    repeat: Factor
+    own: Factor
 
 
 def find(factor: Factor) -> Factor:
@@ -145,6 +159,8 @@ class Labels:
     # ------------------------------------------------------------------ relations
     def split(self, factor: Factor, inner: int) -> tuple[Factor, Factor]:
         """Split a leaf factor into (outer, inner); its old labels become products."""
+        if factor.copies is not None and factor.copies.repeat.size == inner:
+            return self._split_copies(factor, factor.copies)
         outer = factor.size // inner
         a = Factor(outer, frozen=factor.frozen, batch=factor.batch)
         b = Factor(inner, frozen=factor.frozen)
@@ -159,6 +175,24 @@ class Labels:
                 self.frozen += [(rows[zero], reason), (cols[zero], reason)]
         factor.parts = (a, b)
         return a, b
+
+    def _split_copies(self, factor: Factor, copies: Copies) -> tuple[Factor, Factor]:
+        """Split copies into their source and the repetition, which then goes as one."""
+        source, repeat, own = copies
+        self.edge(self.of(own), np.tile(self.flat((repeat,)), axis_size((source,))))
+        factor.parts = (source, repeat)
+        return factor.parts
+
+    def copies(self, source: Factor, repeat: Factor) -> Factor:
+        """The factor that holds every index of `source` once for each index of `repeat`."""
+        size = source.size * repeat.size
+        own = self.vector(self.fresh(size))
+        labels = self.fresh(size)
+        self.products.append((labels, np.repeat(self.of(source), repeat.size), self.of(own)))
+        self.balance(self.of(own), source.size, "copies of one index")
+        factor = self.vector(labels)
+        factor.copies = repeat.copies = Copies(source, repeat, own)
+        return factor
 
     def freeze(self, axis: Axis, reason: str) -> None:
         """No index of this axis may go."""
@@ -207,9 +241,14 @@ class Labels:
             self.freeze((b,), a.frozen)
         elif b.frozen is not None:
             self.freeze((a,), b.frozen)
+        elif a.copies and b.copies and a.copies.repeat.size == b.copies.repeat.size:
+            b.alias = a
+            for left, right in zip(a.copies, b.copies, strict=True):
+                self.unite((left,), (right,))
         else:
             self.edge(self.of(a), self.of(b))
             b.alias = a
+            a.copies = a.copies or b.copies
 
     def edge(self, a: Ints, b: Ints) -> None:
         """Unite two label vectors index by index."""

@@ -12,7 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
-from .tagged import Attribute
+from .tagged import Attribute, TaggedFloat
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,17 @@ class Ref:
 
 @dataclass(slots=True)
 class Call:
-    """One torch function that the model called; its integers, and where in whose code."""
+    """One torch function that the model called; its integers, and where in whose code.
+
+    `floats` are those of its floats that were computed from a size; `module` was running, and this
+    was call number `ordinal` of that function in its run, its children's calls counted too.
+    """
 
     name: str
     integers: list[int]
+    floats: list[TaggedFloat] = field(default_factory=list)
+    module: str = ""
+    ordinal: int = 0
     code: CodeType | None = None
     line: int = 0
     at: int = 0

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
+import os
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -20,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import TraceError
 from .program import Call, Node, Program, Ref, Run, Value
 from .shadow import META, Shadow
-from .tagged import Attribute, Size, TaggedInt
+from .stand_in import standing_in
+from .tagged import Attribute, Size, TaggedFloat, TaggedInt, tagged_roots
 
 aten = torch.ops.aten
 
@@ -158,6 +162,11 @@ class _Functions(TorchFunctionMode):
             return recorder.tag_shape(args[0], func(*args))
         if func is torch.Tensor.size:
             return recorder.tag_size(args, kwargs or {}, func(*args, **(kwargs or {})))
+        name = function_name(func)
+        for counts in recorder.counts:
+            counts[name] += 1
+        if func is torch.Tensor.numel:
+            return math.prod(recorder.tag_shape(args[0], args[0].shape))
         outer, recorder.call = recorder.call, recorder.note(func, args, kwargs or {})
         try:
             return func(*args, **(kwargs or {}))
@@ -165,8 +174,14 @@ class _Functions(TorchFunctionMode):
             recorder.call = outer
 
 
+def function_name(func: Any) -> str:
+    """What a torch function is called."""
+    return str(getattr(func, "__name__", func))
+
+
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
-_TORCH = torch.__path__[0]
+_ATTEND: Any = torch.nn.functional.scaled_dot_product_attention
+_TORCH = os.path.join(torch.__path__[0], "")
 
 
 class Recorder:
@@ -179,6 +194,7 @@ class Recorder:
         self.program = Program()
         self.call: Call | None = None
         self.stack: list[str] = [""]
+        self.counts: list[Counter[str]] = [Counter()]  # calls so far, of each module on the stack
         self.modules = modules_of(model)
         self.paths = {id(m): path for path, m in reversed(self.modules.items())}
         self._ids: dict[int, tuple[Callable[[], torch.Tensor | None], int]] = {}
@@ -238,6 +254,8 @@ class Recorder:
             return [i if type(i) in _SCALARS else self.reference(i, found) for i in arg]
         if isinstance(arg, torch.device) and arg == META:
             return self.device
+        if isinstance(arg, TaggedFloat):
+            return float(arg)
         return int(arg) if isinstance(arg, TaggedInt) else arg
 
     # ------------------------------------------------------------------ operations
@@ -309,11 +327,16 @@ class Recorder:
     # ------------------------------------------------------------------ calls and sizes
     def note(self, func: Any, args: Any, kwargs: Any) -> Call | None:
         integers: list[int] = []
-        _add_integers(integers, args)
-        _add_integers(integers, tuple(kwargs.values()))
-        if not integers:
+        floats: list[TaggedFloat] = []
+        _add_numbers(integers, floats, args)
+        _add_numbers(integers, floats, kwargs.values())
+        if func is _ATTEND and kwargs.get("scale") is None:
+            size = self.tag_shape(args[0], args[0].shape)[-1] if args else 0
+            floats += [size**-0.5] if size else []
+        if not integers and not floats:
             return None
-        call = Call(getattr(func, "__name__", str(func)), integers)
+        name = function_name(func)
+        call = Call(name, integers, floats, self.stack[-1], self.counts[-1][name])
         if any(not isinstance(i, TaggedInt) and i > 1 for i in integers):
             frame = inspect.currentframe()
             while frame is not None and (
@@ -346,15 +369,17 @@ class Recorder:
         return TaggedInt(result, Size(self.value(args[0]), dim % args[0].dim()))
 
 
-def _add_integers(found: list[int], args: Iterable[Any]) -> None:
-    """The integers in a function's arguments, in order; bounds of slices too."""
+def _add_numbers(integers: list[int], floats: list[TaggedFloat], args: Iterable[Any]) -> None:
+    """The integers and tagged floats in a function's arguments, in order; bounds of slices too."""
     for arg in args:
         if type(arg) is TaggedInt or type(arg) is int:
-            found.append(arg)
+            integers.append(arg)
+        elif type(arg) is TaggedFloat:
+            floats.append(arg)
         elif isinstance(arg, (tuple, list)):
-            _add_integers(found, arg)
+            _add_numbers(integers, floats, arg)
         elif isinstance(arg, slice):
-            _add_integers(found, (arg.start, arg.stop, arg.step))
+            _add_numbers(integers, floats, (arg.start, arg.stop, arg.step))
 
 
 @contextlib.contextmanager
@@ -372,7 +397,7 @@ def _observed(recorder: Recorder) -> Iterator[None]:
             attributes = module.__dict__
             saved.append((attributes, dict(attributes)))
             own = recorder.attributes[path][1]
-            attributes["forward"] = _followed(module.forward, path, recorder.stack)
+            attributes["forward"] = _followed(standing_in(module), path, recorder)
             for name, value in own:
                 if type(value) is int:
                     if value > 1:  # no smaller number is the size of something that can be cut
@@ -392,15 +417,17 @@ def _observed(recorder: Recorder) -> Iterator[None]:
             attributes.update(before)
 
 
-def _followed(forward: Callable[..., Any], path: str, stack: list[str]) -> Callable[..., Any]:
+def _followed(forward: Callable[..., Any], path: str, recorder: Recorder) -> Callable[..., Any]:
     """A forward that says on a stack which module is running."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        stack.append(path)
+        recorder.stack.append(path)
+        recorder.counts.append(Counter())
         try:
             return forward(*args, **kwargs)
         finally:
-            stack.pop()
+            recorder.stack.pop()
+            recorder.counts.pop()
 
     run.__dict__["__func__"] = getattr(forward, "__func__", None)  # still a method, to who asks
     return run
@@ -509,6 +536,7 @@ def _run(model: nn.Module, recorder: Recorder, call: Any) -> None:
     with (
         torch.no_grad(),
         _plain_kernels(),
+        tagged_roots(),
         _observed(recorder),
         _Dispatch(recorder),
         _Functions(recorder),

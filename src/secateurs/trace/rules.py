@@ -142,7 +142,8 @@ def pointwise(analysis: Analysis, node: Node) -> list[Axes]:
 # ---------------------------------------------------------------------- data movement
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "flatten")
 def _view(analysis: Analysis, node: Node) -> list[Axes]:
-    return [analysis.labels.regroup(analysis.arg_axes(node), analysis.shape(node))]
+    axes = analysis.labels.regroup(analysis.arg_axes(node), analysis.shape(node))
+    return [[analysis.with_copies(axis) for axis in axes]]
 
 
 @rule("permute", "transpose", "t", "numpy_T")
@@ -167,7 +168,9 @@ def _expand(analysis: Analysis, node: Node) -> list[Axes]:
     axes, shape = analysis.arg_axes(node), analysis.shape(node)
     old = (1,) * (len(shape) - len(axes)) + analysis.program.values[node.inputs[0]].shape
     axes = [()] * (len(shape) - len(axes)) + axes
-    return [[a if o == n else fresh_axis(n) for a, o, n in zip(axes, old, shape, strict=True)]]
+    out = [a if o == n else fresh_axis(n) for a, o, n in zip(axes, old, shape, strict=True)]
+    analysis.repeated += [f for a, o, n in zip(out, old, shape, strict=True) if o != n for f in a]
+    return [out]
 
 
 @rule("cat")

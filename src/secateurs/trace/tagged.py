@@ -1,12 +1,15 @@
-"""Integers that remember where they came from.
+"""Numbers that remember where they came from.
 
 While a model is traced, its modules hand out their integer attributes, and tensors their sizes, as
 `TaggedInt`: an `int` that carries its provenance through arithmetic. Where such a number reaches a
-torch function, its provenance says which attribute describes a size, and so which one to mend.
+torch function, its provenance says which attribute describes a size, and so which one to mend. A
+float that is computed from it, such as the 1/√d of attention, is a `TaggedFloat`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,14 +37,15 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Operation:
-    """An integer operation on two sources."""
+    """An arithmetic operation on two sources."""
 
-    function: Callable[[int, int], int]
+    function: Callable[[Any, Any], Any]
     left: Source
     right: Source
 
 
-Source: TypeAlias = Attribute | Size | Operation | int
+Number: TypeAlias = int | float
+Source: TypeAlias = Attribute | Size | Operation | int | float
 
 
 class TaggedInt(int):
@@ -64,31 +68,89 @@ class TaggedInt(int):
         return int(self)
 
 
-def source_of(value: int) -> Source:
-    return value.source if isinstance(value, TaggedInt) else int(value)
+class TaggedFloat(float):
+    """A float with a source. Behaves as the plain number everywhere."""
+
+    source: Source
+
+    def __new__(cls, value: float, source: Source) -> TaggedFloat:
+        self = float.__new__(cls, value)
+        self.source = source
+        return self
+
+    def __reduce__(self) -> tuple[type[float], tuple[float]]:
+        return float, (float(self),)
+
+    def __copy__(self) -> float:
+        return float(self)
+
+    def __deepcopy__(self, memo: object) -> float:
+        return float(self)
 
 
-def _binary(function: Callable[[int, int], int], *, swap: bool) -> Callable[..., Any]:
-    def method(self: TaggedInt, other: object) -> Any:
-        if not isinstance(other, int) or isinstance(other, bool):
+def source_of(value: Number) -> Source:
+    return value.source if isinstance(value, (TaggedInt, TaggedFloat)) else _plain(value)
+
+
+def _plain(value: Number) -> Number:
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def _tagged(value: Any, source: Source) -> Any:
+    if type(value) is int:
+        return TaggedInt(value, source)
+    return TaggedFloat(value, source) if type(value) is float else value
+
+
+def _binary(function: Callable[[Any, Any], Any], *, swap: bool) -> Callable[..., Any]:
+    def method(self: TaggedInt | TaggedFloat, other: object) -> Any:
+        if not isinstance(other, (int, float)) or isinstance(other, bool):
             return NotImplemented
         a, b = (other, self) if swap else (self, other)
-        return TaggedInt(function(int(a), int(b)), Operation(function, source_of(a), source_of(b)))
+        source = Operation(function, source_of(a), source_of(b))
+        return _tagged(function(_plain(a), _plain(b)), source)
 
     return method
 
 
-for _name in ("add", "sub", "mul", "floordiv", "mod"):
+def _power(self: TaggedInt | TaggedFloat, other: object, modulus: object = None) -> Any:
+    return NotImplemented if modulus is not None else _raised(self, other)
+
+
+_raised = _binary(operator.pow, swap=False)
+for _name in ("add", "sub", "mul", "floordiv", "mod", "truediv"):
     _function = getattr(operator, _name)
-    setattr(TaggedInt, f"__{_name}__", _binary(_function, swap=False))
-    setattr(TaggedInt, f"__r{_name}__", _binary(_function, swap=True))
+    for _class in (TaggedInt, TaggedFloat):
+        setattr(_class, f"__{_name}__", _binary(_function, swap=False))
+        setattr(_class, f"__r{_name}__", _binary(_function, swap=True))
+_powers = {"__pow__": _power, "__rpow__": _binary(operator.pow, swap=True)}
+for _name, _method in _powers.items():
+    for _class in (TaggedInt, TaggedFloat):
+        setattr(_class, _name, _method)
 
 
-def evaluate(source: Source, known: Mapping[Attribute | Size, int]) -> int:
+@contextlib.contextmanager
+def tagged_roots() -> Iterator[None]:
+    """While open, `math.sqrt` of a tagged number is tagged."""
+    sqrt = math.sqrt
+
+    def root(x: Any, /) -> float:
+        if isinstance(x, (TaggedInt, TaggedFloat)):
+            return TaggedFloat(sqrt(x), Operation(operator.pow, x.source, 0.5))
+        return sqrt(x)
+
+    math.sqrt = root
+    try:
+        yield
+    finally:
+        math.sqrt = sqrt
+
+
+def evaluate(source: Source, known: Mapping[Any, int]) -> Any:
     """The number that a source gives when its leaves have these values."""
     if isinstance(source, Operation):
         return source.function(evaluate(source.left, known), evaluate(source.right, known))
-    return source if isinstance(source, int) else known[source]
+    return source if isinstance(source, (int, float)) else known[source]
 
 
 def leaves_of(source: Source) -> Iterator[Attribute | Size]:
@@ -96,5 +158,5 @@ def leaves_of(source: Source) -> Iterator[Attribute | Size]:
     if isinstance(source, Operation):
         yield from leaves_of(source.left)
         yield from leaves_of(source.right)
-    elif not isinstance(source, int):
+    elif not isinstance(source, (int, float)):
         yield source

@@ -1,0 +1,174 @@
+"""Which groups can be cut by mending the model, alone or together with others.
+
+One integer may feed several sizes: the head dimension of a transformer is that of q·k and of the
+values, in every layer that shares an attribute. Groups that cannot be cut by themselves for such a
+reason are joined, with a balance that takes from each as much as the integer asks for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from typing import TypeAlias
+
+import numpy as np
+
+from .errors import MendError
+from .groups import Graph, Group, Selection
+from .surgery.fold import Computed, Folder, computed_factors
+from .surgery.mend import demands, rescale, sized_nodes, solve
+from .trace.labels import Ints, leaves
+from .trace.program import Node
+from .trace.tagged import Attribute, Size, Source, TaggedInt, leaves_of
+
+Rates: TypeAlias = dict[str, dict[Attribute, Fraction]]  # how much a unit of a group takes off
+
+
+def settle(graph: Graph) -> None:
+    """Join the groups that can only be cut together, and give up those that cannot be at all."""
+    trial = _Trial(graph)
+    failed = trial.failures(graph.groups)
+    joins = [blocks for team in _teams(trial.rates(failed)) if (blocks := _blocks(graph, team))]
+    if joins:
+        for parts in joins:
+            graph.join(parts)
+        again = trial.failures(graph[next(iter(parts))] for parts in joins)
+        alone = {name for parts in joins for name in parts}
+        failed = {name: why for name, why in failed.items() if name not in alone} | again
+    graph.give_up(failed)
+
+
+class _Trial:
+    """Cuts a few units of a group, and sees whether the model can be mended."""
+
+    def __init__(self, graph: Graph):
+        self.graph, self.analysis = graph, graph.analysis
+        self.sized = sized_nodes(graph.analysis)
+        self.computed = computed_factors(graph.analysis)
+        self.folder = Folder(graph.analysis)
+        self.attributes: dict[int, list[Attribute]] = {}
+        self.sharing: dict[Attribute, list[Node]] = {}
+        self.values: dict[int, set[int]] = {}
+        for node in self.sized:
+            found = [leaf for source in _stated(node) for leaf in leaves_of(source)]
+            sizes = {leaf.value for leaf in found if isinstance(leaf, Size)}
+            outputs = (out for out in node.outputs if out is not None)
+            self.values[id(node)] = {*sizes, *node.inputs, *outputs}
+            self.attributes[id(node)] = [leaf for leaf in found if isinstance(leaf, Attribute)]
+            for attribute in self.attributes[id(node)]:
+                self.sharing.setdefault(attribute, []).append(node)
+
+    def failures(self, groups: Iterable[Group]) -> dict[str, str]:
+        """The groups that cannot be cut by themselves, and why."""
+        groups = list(groups)
+        stating = self._stating()
+        out = {}
+        for group in groups:
+            nodes = stating.get(group.name, [])
+            computed = self._computed(group)
+            for units in _trials(group) if nodes or computed else ():
+                try:
+                    selection = Selection(self.graph, units)
+                    solved = solve(self.analysis, selection, nodes).attributes
+                    rescale(self.analysis, selection, solved, computed, self.folder)
+                except MendError as error:
+                    out[group.name] = str(error)
+        return out
+
+    def rates(self, names: Iterable[str]) -> Rates:
+        """By how much each attribute would shrink, per unit that goes from each of these groups."""
+        before, stating = self.analysis.program.attributes, self._stating()
+        out: Rates = {}
+        for name in names:
+            units = next(_trials(self.graph[name]))
+            wanted = demands(self.analysis, Selection(self.graph, units), stating.get(name, []))
+            out[name] = {a: Fraction(before[a] - new, len(units)) for a, new in wanted.items()}
+        return out
+
+    def _stating(self) -> dict[str, list[Node]]:
+        """Group -> the nodes that must agree with it, over the attributes that they share too."""
+        own: dict[str, list[Node]] = {}
+        for node in self.sized:
+            for name in self._touched(self.values[id(node)]):
+                own.setdefault(name, []).append(node)
+        return {
+            name: list(
+                {
+                    id(node): node for first in nodes for node in (first, *self._sharers(first))
+                }.values()
+            )
+            for name, nodes in own.items()
+        }
+
+    def _sharers(self, node: Node) -> Iterator[Node]:
+        for attribute in self.attributes[id(node)]:
+            yield from self.sharing[attribute]
+
+    def _touched(self, values: Iterable[int]) -> set[str]:
+        """The groups that have units along an axis of these values."""
+        axes = self.analysis.axes
+        parts = {leaf for v in values if v in axes for axis in axes[v] for leaf in leaves(axis)}
+        return {self.graph.groups[n].name for leaf in parts for n in self.graph.groups_of(leaf)}
+
+    def _computed(self, group: Group) -> list[Computed]:
+        """The computed numbers that may change with a group."""
+        out = []
+        for computed in self.computed:
+            found = list(leaves_of(computed.source))
+            sizes = [leaf.value for leaf in found if isinstance(leaf, Size)]
+            if len(sizes) < len(found) or group.name in self._touched(sizes):
+                out.append(computed)
+        return out
+
+
+def _stated(node: Node) -> list[Source]:
+    call = node.call
+    return [i.source for i in call.integers if isinstance(i, TaggedInt)] if call else []
+
+
+def _trials(group: Group) -> Iterator[Ints]:
+    """A few units at the end of each block, and every second one: no choice may be special."""
+    blocks = group.blocks()
+    count = max(1, min(len(block) for block in blocks) // 4)
+    for chosen in (slice(-count, None), slice(0, 2 * count, 2)):
+        yield np.concatenate([group.units[block[chosen]] for block in blocks])
+
+
+def _teams(rates: Rates) -> Iterator[dict[str, Fraction]]:
+    """Groups that share attributes -> how many units of each shrink these equally."""
+    holding: dict[Attribute, list[str]] = {}
+    for name, own in rates.items():
+        for attribute in own:
+            holding.setdefault(attribute, []).append(name)
+    left = set(rates)
+    for first in rates:
+        if first not in left:
+            continue
+        left.discard(first)
+        team, todo = {first: Fraction(1)}, [first]
+        while todo:
+            name = todo.pop()
+            for attribute, rate in rates[name].items():
+                for other in holding[attribute]:
+                    if other in left:
+                        team[other] = team[name] * rate / rates[other][attribute]
+                        left.discard(other)
+                        todo.append(other)
+        if len(team) > 1:
+            yield team
+
+
+def _blocks(graph: Graph, team: Mapping[str, Fraction]) -> dict[str, list[Ints]]:
+    """Group -> blocks of its units: one of every block may go at a time; none if none fit."""
+    each = {name: share / len(graph[name].blocks()) for name, share in team.items()}
+    scale = math.lcm(*(share.denominator for share in each.values()))
+    common = math.gcd(*(int(share * scale) for share in each.values()))
+    out: dict[str, list[Ints]] = {}
+    for name, share in each.items():
+        pieces = int(share * scale) // common
+        blocks = graph[name].blocks()
+        if any(len(block) % pieces or len(block) == pieces for block in blocks):
+            return {}
+        out[name] = [piece for block in blocks for piece in np.split(block, pieces)]
+    return out
