@@ -14,7 +14,7 @@ import scipy.stats
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
-from tests.generated import Generated, Spec, specs
+from tests.generated import Network, image_networks
 from tests.networks import NETWORKS, network
 from tests.support import doubled
 from tests.zoo import zoo_model
@@ -160,10 +160,10 @@ def test_the_oracle_on_the_zoo(name: str) -> None:
 
 
 @settings(max_examples=12, deadline=None)
-@given(specs())
-def test_the_oracle_on_generated_networks(spec: Spec) -> None:
+@given(image_networks())
+def test_the_oracle_on_generated_networks(network: Network) -> None:
     torch.manual_seed(0)
-    model = doubled(Generated(spec))
+    model = network.module()
     x, y = torch.randn(3, 3, 8, 8).double(), torch.randn(3).double()
     found = engine_on(model, x, y, loss=per_example)
     wanted, scale = naive(model, x, y, per_example, units=3)
