@@ -19,6 +19,7 @@ from .network import Network
 
 TOLERANCE = 1e-9
 
+
 class Laws:
     """The laws on one network, with a random choice of units.
 

@@ -1,8 +1,9 @@
 """Networks of at most sixteen slices, for the search by brute force.
 
-They are made of what runs at any size, since their code is not mended there, and of smooth functions,
-so that no two different cuts agree by chance. No view splits an axis in two: there the library offers
-whole rows and whole columns of the grid, by design, and a search finds any set that leaves a grid.
+They are made of what runs at any size, since their code is not mended there, and of smooth
+functions, so that no two different cuts agree by chance. No view splits an axis in two: there the
+library offers whole rows and whole columns of the grid, by design, and a search finds any set that
+leaves a grid.
 """
 
 from __future__ import annotations

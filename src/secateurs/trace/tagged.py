@@ -124,8 +124,8 @@ for _name in ("add", "sub", "mul", "floordiv", "mod", "truediv"):
         setattr(_class, f"__{_name}__", _binary(_function, swap=False))
         setattr(_class, f"__r{_name}__", _binary(_function, swap=True))
 for _class in (TaggedInt, TaggedFloat):
-    setattr(_class, "__pow__", _power)
-    setattr(_class, "__rpow__", _binary(operator.pow, swap=True))
+    _class.__pow__ = _power
+    _class.__rpow__ = _binary(operator.pow, swap=True)
 
 
 @contextlib.contextmanager
