@@ -70,7 +70,7 @@ class _Trial:
             for units in _trials(group) if nodes or computed else ():
                 try:
                     selection = Selection(self.graph, units)
-                    solved = solve(self.analysis, selection, nodes)[0]
+                    solved = solve(self.analysis, selection, nodes).attributes
                     rescale(self.analysis, selection, solved, computed, self.folder)
                 except MendError as error:
                     out[group.name] = str(error)
@@ -95,9 +95,7 @@ class _Trial:
         return {
             name: list(
                 {
-                    id(node): node
-                    for first in nodes
-                    for node in (first, *self._sharers(first))
+                    id(node): node for first in nodes for node in (first, *self._sharers(first))
                 }.values()
             )
             for name, nodes in own.items()

@@ -39,6 +39,7 @@ class PlanSchema(BaseModel):
     attributes: dict[AttributeName, tuple[Size, Size]]
     literals: list[tuple[str, str, Size, Size]]
     scales: list[tuple[str, Index, list[Index], Factor]] = []
+    restated: list[tuple[str, str, Size, Index, Size]] = []
 
 
 def parse(data: Any) -> PlanSchema:

@@ -14,16 +14,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ..errors import MendError
 from ..trace.analyse import Analysis
+from ..trace.labels import leaves
 from ..trace.program import Call, Node
 from ..trace.sizes import Cut, stated_sizes, states_sizes
 from ..trace.tagged import Attribute, Size, Source, TaggedInt, evaluate, leaves_of
 from .fold import Computed, Folder, Scale, computed_factors
+from .restate import Restated
 
-Equation: TypeAlias = tuple[Source, int, Call]
+Equation: TypeAlias = tuple[Source, int, Call, int]  # what is given, what is needed, where
 Axes: TypeAlias = Mapping[tuple[str, int], tuple[int, int]]
 
 # Attributes that describe a weight's axes to a reader, as 'weight.attribute', by the role of the
@@ -71,11 +73,21 @@ class Mended:
         attributes: attribute -> (before, after).
         literals: numbers in the code.
         scales: rows of weights that take up a number which the code computes from a size.
+        restated: sizes that the code computes from others which no longer agree.
     """
 
     attributes: dict[Attribute, tuple[int, int]]
     literals: list[Literal]
     scales: list[Scale]
+    restated: list[Restated]
+
+
+class Solved(NamedTuple):
+    """Attributes' sizes after a cut, numbers in the code, and sizes to state anew."""
+
+    attributes: dict[Attribute, int]
+    literals: list[Literal]
+    restated: list[Restated]
 
 
 def mend(analysis: Analysis, cut: Cut, axes: Axes) -> Mended:
@@ -89,12 +101,13 @@ def mend(analysis: Analysis, cut: Cut, axes: Axes) -> Mended:
     Raises:
         MendError: a size is fixed by something that cannot be rewritten.
     """
-    solved, literals = solve(analysis, cut, sized_nodes(analysis))
+    solved, literals, restated = solve(analysis, cut, sized_nodes(analysis))
     before = analysis.program.attributes
     after = {**_descriptions(analysis, axes, solved), **solved}
     changed = {a: (before[a], n) for a, n in after.items() if before[a] != n}
     computed = computed_factors(analysis)
-    return Mended(changed, literals, rescale(analysis, cut, solved, computed, Folder(analysis)))
+    scales = rescale(analysis, cut, solved, computed, Folder(analysis))
+    return Mended(changed, literals, scales, restated)
 
 
 def rescale(
@@ -120,19 +133,18 @@ def rescale(
     return out
 
 
-def solve(
-    analysis: Analysis, cut: Cut, nodes: Iterable[Node]
-) -> tuple[dict[Attribute, int], list[Literal]]:
-    """The attributes and literals that these nodes' functions need after a cut.
+def solve(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Solved:
+    """What these nodes' functions need after a cut.
 
     Raises:
         MendError: as for `mend`.
     """
     equations: list[Equation] = []
     literals: dict[tuple[str, str, int], tuple[Literal, set[int]]] = {}
-    for call, given, old, new in _given_sizes(analysis, cut, nodes):
+    for call, place, old, new in _given_sizes(analysis, cut, nodes):
+        given = _positive(call)[place]
         if isinstance(given, TaggedInt):
-            equations.append((given.source, new, call))
+            equations.append((given.source, new, call, place))
         elif old != new:
             literal = _literal(analysis, call, old, new)
             entry = literals.setdefault(literal.key, (literal, set()))
@@ -142,37 +154,44 @@ def solve(
                     f"place and {new} in another; use two attributes instead of the number"
                 )
             entry[1].add(call.at)
-    after = _solve(equations, _Known(analysis, cut))
+    after, restated = _solve(equations, _Known(analysis, cut))
     for literal, sites in literals.values():
         _check_literal(analysis, literal, sites)
-    return after, [literal for literal, _ in literals.values()]
+    return Solved(after, [literal for literal, _ in literals.values()], restated)
 
 
 def demands(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> dict[Attribute, int]:
     """What a cut asks of the attributes that state a size by themselves, where it shrinks."""
     return {
         given.source: new
-        for _, given, old, new in _given_sizes(analysis, cut, nodes)
-        if isinstance(given, TaggedInt) and isinstance(given.source, Attribute) and new < old
+        for call, place, old, new in _given_sizes(analysis, cut, nodes)
+        if isinstance(given := _positive(call)[place], TaggedInt)
+        and isinstance(given.source, Attribute)
+        and new < old
     }
+
+
+def _positive(call: Call) -> list[int]:
+    """The integers of a call that can be sizes."""
+    return [i for i in call.integers if i > 0]
 
 
 def _given_sizes(
     analysis: Analysis, cut: Cut, nodes: Iterable[Node]
 ) -> Iterator[tuple[Call, int, int, int]]:
-    """(call, the integer that it was given, size before, size after) for every stated size."""
+    """(call, place of the integer given, size before, size after) for every stated size."""
     taken: set[tuple[int, int]] = set()
     for node in nodes:
         call = node.call
         stated = list(stated_sizes(analysis, node, cut))
         if call is None or not stated:
             continue
-        given = [i for i in call.integers if i > 0]
+        given = _positive(call)
         last = node.name.endswith("convolution")  # its groups come after strides and paddings
         places = _places(given, [old for old, _ in stated], id(call), taken, last)
         for (old, new), found in zip(stated, places, strict=True):
             for place in found:
-                yield call, given[place], old, new
+                yield call, place, old, new
 
 
 def _places(
@@ -215,15 +234,16 @@ class _Known(dict[Any, int]):
         return old if axes is None else self.cut.size(axes[key.dim])
 
 
-def _solve(equations: list[Equation], known: _Known) -> dict[Attribute, int]:
-    """The attributes' new values that satisfy every equation."""
-    for source, value, call in equations:
+def _solve(equations: list[Equation], known: _Known) -> tuple[dict[Attribute, int], list[Restated]]:
+    """The attributes' new values that satisfy every equation but those to be stated anew."""
+    restated: dict[tuple[str, str, int, int], Restated] = {}
+    for source, value, call, _ in equations:
         if isinstance(source, Attribute) and known.setdefault(source, value) != value:
             raise MendError(
                 f"{source} states two sizes that this plan makes different ({known[source]} and "
                 f"{value}, at {call.place}); delete equally many units of both"
             )
-    for source, value, call in equations:
+    for source, value, call, place in equations:
         if evaluate(source, known) == value:
             continue
         for attribute in leaves_of(source):
@@ -233,11 +253,20 @@ def _solve(equations: list[Equation], known: _Known) -> dict[Attribute, int]:
                     known[attribute] = found
                     break
         else:
-            raise MendError(
-                f"{call.place} computes a size that would be {evaluate(source, known)} after the "
-                f"cut where {value} is needed; delete units so that the two agree"
-            )
-    return dict(known)
+            new = Restated(call.module, call.name, call.ordinal, place, value)
+            if not _fixed(known.analysis, source) or restated.setdefault(new.key, new) != new:
+                raise MendError(
+                    f"{call.place} computes a size that would be {evaluate(source, known)} after "
+                    f"the cut where {value} is needed; delete units so that the two agree"
+                )
+    return dict(known), list(restated.values())
+
+
+def _fixed(analysis: Analysis, source: Source) -> bool:
+    """Whether a size is the same for all inputs: computed from those of the weights alone."""
+    sizes = [leaf for leaf in leaves_of(source) if isinstance(leaf, Size)]
+    axes = [leaf for s in sizes for leaf in leaves(analysis.axes[s.value][s.dim])]
+    return bool(sizes) and analysis.weighted.issuperset(axes)
 
 
 def _invert(source: Source, value: int, attribute: Attribute, known: _Known) -> int | None:

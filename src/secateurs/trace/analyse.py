@@ -263,6 +263,12 @@ class Analysis:
         if one is not other:
             self._alike.append((one, other))
 
+    @cached_property
+    def weighted(self) -> set[Factor]:
+        """The factors of the axes of the model's tensors; ask when all axes are known."""
+        own = self.program.tensors.values()
+        return {leaf for ident in own for axis in self.axes[ident] for leaf in leaves(axis)}
+
     def with_copies(self, axis: Axis) -> Axis:
         """An axis whose indices are each repeated: the copies of one index may go one by one."""
         parts = leaves(axis) if len(axis) > 1 and self.repeated else []

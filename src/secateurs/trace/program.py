@@ -26,12 +26,15 @@ class Ref:
 class Call:
     """One torch function that the model called; its integers, and where in whose code.
 
-    `floats` are those of its floats that were computed from a size.
+    `floats` are those of its floats that were computed from a size; `module` was running, and this
+    was call number `ordinal` of that function in its run, its children's calls counted too.
     """
 
     name: str
     integers: list[int]
     floats: list[TaggedFloat] = field(default_factory=list)
+    module: str = ""
+    ordinal: int = 0
     code: CodeType | None = None
     line: int = 0
     at: int = 0

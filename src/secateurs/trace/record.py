@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
+import os
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -159,6 +162,11 @@ class _Functions(TorchFunctionMode):
             return recorder.tag_shape(args[0], func(*args))
         if func is torch.Tensor.size:
             return recorder.tag_size(args, kwargs or {}, func(*args, **(kwargs or {})))
+        name = function_name(func)
+        for counts in recorder.counts:
+            counts[name] += 1
+        if func is torch.Tensor.numel:
+            return math.prod(recorder.tag_shape(args[0], args[0].shape))
         outer, recorder.call = recorder.call, recorder.note(func, args, kwargs or {})
         try:
             return func(*args, **(kwargs or {}))
@@ -166,9 +174,14 @@ class _Functions(TorchFunctionMode):
             recorder.call = outer
 
 
+def function_name(func: Any) -> str:
+    """What a torch function is called."""
+    return str(getattr(func, "__name__", func))
+
+
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _ATTEND: Any = torch.nn.functional.scaled_dot_product_attention
-_TORCH = torch.__path__[0]
+_TORCH = os.path.join(torch.__path__[0], "")
 
 
 class Recorder:
@@ -181,6 +194,7 @@ class Recorder:
         self.program = Program()
         self.call: Call | None = None
         self.stack: list[str] = [""]
+        self.counts: list[Counter[str]] = [Counter()]  # calls so far, of each module on the stack
         self.modules = modules_of(model)
         self.paths = {id(m): path for path, m in reversed(self.modules.items())}
         self._ids: dict[int, tuple[Callable[[], torch.Tensor | None], int]] = {}
@@ -329,7 +343,8 @@ class Recorder:
             floats += [size**-0.5] if size else []
         if not integers and not floats:
             return None
-        call = Call(getattr(func, "__name__", str(func)), integers, floats)
+        name = function_name(func)
+        call = Call(name, integers, floats, self.stack[-1], self.counts[-1][name])
         if any(not isinstance(i, TaggedInt) and i > 1 for i in integers):
             frame = inspect.currentframe()
             while frame is not None and (
@@ -390,7 +405,7 @@ def _observed(recorder: Recorder) -> Iterator[None]:
             attributes = module.__dict__
             saved.append((attributes, dict(attributes)))
             own = recorder.attributes[path][1]
-            attributes["forward"] = _followed(standing_in(module), path, recorder.stack)
+            attributes["forward"] = _followed(standing_in(module), path, recorder)
             for name, value in own:
                 if type(value) is int:
                     if value > 1:  # no smaller number is the size of something that can be cut
@@ -410,15 +425,17 @@ def _observed(recorder: Recorder) -> Iterator[None]:
             attributes.update(before)
 
 
-def _followed(forward: Callable[..., Any], path: str, stack: list[str]) -> Callable[..., Any]:
+def _followed(forward: Callable[..., Any], path: str, recorder: Recorder) -> Callable[..., Any]:
     """A forward that says on a stack which module is running."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        stack.append(path)
+        recorder.stack.append(path)
+        recorder.counts.append(Counter())
         try:
             return forward(*args, **kwargs)
         finally:
-            stack.pop()
+            recorder.stack.pop()
+            recorder.counts.pop()
 
     run.__dict__["__func__"] = getattr(forward, "__func__", None)  # still a method, to who asks
     return run
