@@ -228,9 +228,7 @@ def _spread(tensor: torch.Tensor, axes: list[Axis], selection: Selection) -> tor
     return tensor
 
 
-def zeroed(
-    graph: Graph, model: nn.Module, selection: Selection
-) -> dict[str, torch.Tensor] | None:
+def zeroed(graph: Graph, model: nn.Module, selection: Selection) -> dict[str, torch.Tensor] | None:
     """The weights that read the selected units, with zeros there: W·diag(g) in the model itself.
 
     None where the units are read by anything but a plain weight.

@@ -35,7 +35,9 @@ _DESCRIBES = {
         r"(.*\.in_|weight_ih.*\.input_size|weight_h[hr].*\.hidden_size|"
         r"down_proj\.intermediate_(dim|size)|gate_up_proj\.hidden_(dim|size))"
     ),
-    "carries": re.compile(r".*\.(num_(features|channels|parameters)|in_channels|out_channels|num_experts)"),
+    "carries": re.compile(
+        r".*\.(num_(features|channels|parameters)|in_channels|out_channels|num_experts)"
+    ),
 }
 
 

@@ -264,7 +264,9 @@ class Analysis:
                 self.read(node, arg, ident, dim)
         else:
             sides = (left, right)
-            one, other = (Read(self._position, *side, self.axes[side[1]][side[2]]) for side in sides)
+            one, other = (
+                Read(self._position, *side, self.axes[side[1]][side[2]]) for side in sides
+            )
             self._products.append((one, other))
         self.labels.unite(*axes)
 
