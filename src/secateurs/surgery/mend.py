@@ -34,8 +34,13 @@ _DESCRIBES = {
     "writes": re.compile(
         r"(.*\.(out_|embedding_dim|num_features|num_experts)|weight_hr.*\.proj_size|weight_hh\.hidden_size)"
     ),
-    "reads": re.compile(r"(.*\.(in_|embed_dim$|[kv]dim$)|weight_ih.*\.input_size|weight_h[hr].*\.hidden_size)"),
-    "carries": re.compile(r".*\.(num_(features|channels|parameters)|in_channels|out_channels|num_experts)"),
+    "reads": re.compile(
+        r"(.*\.(in_|embed_dim$|[kv]dim$)|weight_ih.*\.input_size|weight_h[hr].*\.hidden_size|"
+        r"down_proj\.intermediate_(dim|size)|gate_up_proj\.hidden_(dim|size))"
+    ),
+    "carries": re.compile(
+        r".*\.(num_(features|channels|parameters)|in_channels|out_channels|num_experts)"
+    ),
 }
 
 

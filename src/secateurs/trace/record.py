@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 import os
@@ -99,7 +100,20 @@ def tensor_of(modules: Mapping[str, nn.Module], name: str) -> torch.Tensor | Non
     return None
 
 
-_NOTHING = torch.Size((0,))  # of a placeholder for what an operation does not give this time
+_NOTHING = torch.Size((0,))
+
+
+def _is_placeholder(tensor: torch.Tensor) -> bool:
+    """Whether this stands for what an operation does not give this time."""
+    return tensor.shape == _NOTHING and tensor.is_floating_point()
+
+
+@functools.cache
+def _looks(func: Any) -> bool:
+    """Whether values decide what an operation returns to the code: a number, or how many rows."""
+    return func is aten._local_scalar_dense.default or torch.Tag.dynamic_output_shape in func.tags
+
+
 # what was contiguous when recorded may not be in a replay
 _REPLAYED = {aten.view.default: aten.reshape.default}
 _AS_STRIDED = (aten.as_strided.default, aten.as_strided_.default)
@@ -275,11 +289,11 @@ class Recorder:
         inputs = tuple([ident for ident, _ in found])
         values = self.program.values
         live = any(values[ident].live for ident in inputs)
-        self.program.looks |= live and func is aten._local_scalar_dense.default
+        self.program.looks |= live and _looks(func)
         multiple = isinstance(result, (tuple, list))
         outputs = tuple(
             self.bind(out, live)
-            if isinstance(out, torch.Tensor) and out.shape != _NOTHING
+            if isinstance(out, torch.Tensor) and not _is_placeholder(out)
             else None
             for out in (result if multiple else (result,))
         )
