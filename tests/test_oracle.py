@@ -171,6 +171,25 @@ def test_the_oracle_on_generated_networks(network: Network) -> None:
     agree(found, wanted, scale)
 
 
+class Normalised(nn.Module):
+    """A norm reads the channels that it divides: no product with a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.normalize(self.conv(x)).mean((2, 3)))
+
+
+def test_a_norm_that_reads_its_channels() -> None:
+    torch.manual_seed(0)
+    model = doubled(Normalised())
+    x, y = torch.randn(3, 3, 8, 8).double(), torch.randn(3).double()
+    found = engine_on(model, x, y, loss=per_example)
+    agree(found, *naive(model, x, y, per_example, units=4))
+
+
 class Mixed(nn.Module):
     """Every example sees the mean of the batch."""
 
