@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateurs as sc
+from secateurs.errors import PlanError
 
 WIDTH, HEADS, DIM, TOKENS = 24, 4, 6, 5
 
@@ -46,7 +47,7 @@ def check(model: nn.Module, x: Any, units: dict[str, list[int]]) -> nn.Module:
     assert proof.max_relative_error < 1e-9, str(proof)
     again = sc.apply(copy.deepcopy(model), sc.Plan.from_json(plan.to_json()))
     assert sc.verify(model, again, plan, x, graph=graph).holds
-    sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     return small
 
 
@@ -149,9 +150,10 @@ def test_kinds_are_found_from_what_ran() -> None:
 def test_key_value_heads_take_their_queries_along() -> None:
     model, x = net(Textbook(kv_heads=2))
     graph = sc.trace(model, x)
-    assert graph["wq:kv-head"].kind == "kv-head" and graph["wq:kv-head"].size == 2
+    assert graph["wq:kv-head"].kind == "kv-head"
+    assert graph["wq:kv-head"].size == 2
     small = check(model, x, {"wq:kv-head": [1]})
-    assert (small.heads, small.kv) == (2, 1) or small.wq.out_features == 2 * DIM
+    assert (small.heads, small.kv, small.wq.out_features) == (2, 1, 2 * DIM)
     assert small.wk.out_features == DIM
     assert torch.equal(small.wq.weight, model.wq.weight[: 2 * DIM])
 
@@ -161,7 +163,7 @@ def test_query_heads_go_equally_from_each_key_value_head() -> None:
     graph = sc.trace(model, x)
     assert graph["wq"].kind == "head"
     assert [block.tolist() for block in graph["wq"].blocks()] == [[0, 1], [2, 3]]
-    with pytest.raises(sc.PlanError, match="balanced"):
+    with pytest.raises(PlanError, match="balanced"):
         graph.plan({"wq": [0]})
     small = check(model, x, {"wq": [1, 2]})  # another one in each
     rows = [*range(DIM), *range(3 * DIM, 4 * DIM)]
@@ -201,7 +203,8 @@ def test_every_group_obeys_the_law(name: str) -> None:
 def test_rotary_pairs_go_together() -> None:
     graph = sc.trace(*net(Textbook(rotary=True)))
     group = graph["wq:head-dim"]
-    assert len(group.blocks()) == 3 and {len(b) for b in group.blocks()} == {DIM // 2}
+    assert len(group.blocks()) == 3
+    assert {len(b) for b in group.blocks()} == {DIM // 2}
     plan = graph.plan({group.name: spread(group)})
     first = plan.tensors["wq.weight"].removed[0][0]
     assert first[:2] == [0, DIM // 2]  # both halves
@@ -210,7 +213,8 @@ def test_rotary_pairs_go_together() -> None:
 
 def test_a_norm_over_the_dims_makes_them_inexact() -> None:
     graph = sc.trace(*net(Textbook(norm=True)))
-    assert not graph["wq:head-dim"].exact and "normalisation" in graph["wq:head-dim"].why_inexact
+    assert not graph["wq:head-dim"].exact
+    assert "normalisation" in graph["wq:head-dim"].why_inexact
     assert sc.trace(*net(Textbook()))["wq:head-dim"].exact
 
 
@@ -247,7 +251,7 @@ def test_a_scale_that_cannot_be_folded_is_refused() -> None:
     model, x = net(Shared())
     graph = sc.trace(model, x)
     assert [group.kind for group in graph] == ["head"]
-    assert any("cannot be folded" in f.reason for f in graph.frozen)
+    assert any("cannot be folded" in reason for reason in graph.resolved.reasons)
 
 
 def test_a_mean_by_hand_is_not_cut_in_silence() -> None:
@@ -261,14 +265,16 @@ def test_a_mean_by_hand_is_not_cut_in_silence() -> None:
             return self.b(y) + (y.sum(-1) / y.shape[-1])[..., None]
 
     graph = sc.trace(randomise(Mean(), weights=True), torch.randn(3, 4))
-    assert not graph.groups and any("computes from this size" in f.reason for f in graph.frozen)
+    assert not graph.groups
+    assert any("computes from this size" in f.reason for f in graph.frozen)
 
 
 # ---------------------------------------------------------------------- mending
 def test_sizes_that_the_code_computes_are_stated_anew() -> None:
     model, x = net(Fused())
     small = check(model, x, {"qkv": [1, 3]})
-    assert small.heads == 2 and small.out.in_features == 2 * DIM
+    assert small.heads == 2
+    assert small.out.in_features == 2 * DIM
     assert model(x).shape == small(torch.randn(7, 9, WIDTH))[:2, :TOKENS].shape  # other inputs
     loss = small(x).square().sum()
     loss.backward()
@@ -294,7 +300,8 @@ def test_attention_of_pytorch_keeps_its_masks_and_weights() -> None:
     call = {"query": x, "key": x, "value": x, "attn_mask": mask, "need_weights": False}
     group = next(g for g in sc.trace(model, call) if g.kind == "head")
     small = check(model, call, {group.name: [2]})
-    assert isinstance(small, nn.MultiheadAttention) and small.num_heads == HEADS - 1
+    assert isinstance(small, nn.MultiheadAttention)
+    assert small.num_heads == HEADS - 1
     gated = copy.deepcopy(model)
     gated.out_proj.weight.data.view(WIDTH, HEADS, DIM)[:, 2] = 0
     assert torch.allclose(small(**call)[0], gated(**call)[0], rtol=1e-12, atol=1e-12)
@@ -323,16 +330,14 @@ def test_the_oracle_and_criteria_of_heads_and_neurons_are_exact() -> None:
     graph = sc.trace(model, x)
     groups = [g for g in graph if g.kind in ("head", "neuron")]
     assert {g.kind for g in groups} == {"head", "neuron"}
-    scores = sc.score(
-        model, [(x, y)], "oracle", loss=F.cross_entropy, groups=[g.name for g in groups]
-    )
+    scores = sc.score(model, graph, [(x, y)], loss=F.cross_entropy, criterion="oracle")
     with torch.no_grad():
         whole = F.cross_entropy(model(x), y)
         for group in groups:
             for unit in range(group.size):
                 gated = sc.apply(model, graph.plan({group.name: [unit]}))
-                change = float(F.cross_entropy(gated(x), y) - whole)
-                assert scores[group.name][unit] == pytest.approx(change, rel=1e-9, abs=1e-12)
+                change = float((F.cross_entropy(gated(x), y) - whole).abs())
+                assert float(scores[group.name][unit]) == pytest.approx(change, rel=1e-6, abs=1e-9)
 
 
 # ---------------------------------------------------------------------- transformers
@@ -375,7 +380,9 @@ def evenly(graph: sc.Graph, *, width: bool) -> dict[str, list[int]]:
     """A quarter of every family of heads and neurons, of the same size in all layers."""
     out = {}
     for group in graph:
-        if group.kind == "head" or (group.kind == "neuron" and "pooler" not in group.name):
+        if group.kind == "head" or (
+            group.kind == "neuron" and (width or "pooler" not in group.name)
+        ):
             out[group.name] = spread(group, max(1, len(group.blocks()[0]) // 4))
         elif group.kind == "width" and width:
             out[group.name] = list(range(group.size // 4))
@@ -436,7 +443,7 @@ def test_a_config_that_cannot_say_the_cut_stays_and_warns() -> None:
     assert small.config.to_dict() == model.config.to_dict()
     fresh = type(model)(model.config).double().eval()
     fresh.load_state_dict(model.state_dict())
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="config"):
         again = sc.apply(fresh, sc.Plan.from_json(plan.to_json()))
     assert torch.equal(again(**inputs)[0], small(**inputs)[0])
 
@@ -446,7 +453,7 @@ def test_head_dims_of_llama_span_its_layers() -> None:
     model, inputs = tiny("Llama")
     group = next(g for g in sc.trace(model, inputs) if g.kind == "head-dim")
     assert [len(block) for block in group.blocks()] == [4] * 5  # rotary pairs; two halves a layer
-    with pytest.warns(UserWarning):  # self.scaling was set when the model was built
+    with pytest.warns(UserWarning, match="config"):  # self.scaling was set when the model was built
         small = check(model, inputs, {group.name: spread(group)})
     assert small.model.layers[0].self_attn.head_dim == 6
     assert np.isclose(small.model.layers[0].self_attn.scaling, 8**-0.5)

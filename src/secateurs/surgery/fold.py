@@ -19,7 +19,7 @@ from ..trace.analyse import Analysis
 from ..trace.attention import operands
 from ..trace.program import Node, Ref, fill
 from ..trace.rules import is_linear, is_pointwise, op_name
-from ..trace.tagged import Source, TaggedInt
+from ..trace.tagged import Source, TaggedFloat, TaggedInt
 
 _MOVES = frozenset(
     "view _unsafe_view reshape _reshape_alias unsqueeze squeeze flatten permute transpose t "
@@ -79,7 +79,10 @@ def computed_factors(analysis: Analysis) -> list[Computed]:
                 attended.add(id(call))
                 out.append(Computed(position, call.floats[0], call.floats[0].source, 1))
         elif name in ("mul", "div"):
-            tagged = [*call.floats, *(i for i in call.integers if isinstance(i, TaggedInt))]
+            tagged: list[TaggedInt | TaggedFloat] = [
+                *call.floats,
+                *(i for i in call.integers if isinstance(i, TaggedInt)),
+            ]
             given = [a for a in node.args[1:2] if isinstance(a, (int, float))]
             found = next((n for n in tagged if n in given), None)
             if found is not None:

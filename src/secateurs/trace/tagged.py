@@ -123,9 +123,10 @@ for _name in ("add", "sub", "mul", "floordiv", "mod", "truediv"):
     for _class in (TaggedInt, TaggedFloat):
         setattr(_class, f"__{_name}__", _binary(_function, swap=False))
         setattr(_class, f"__r{_name}__", _binary(_function, swap=True))
-for _class in (TaggedInt, TaggedFloat):
-    _class.__pow__ = _power
-    _class.__rpow__ = _binary(operator.pow, swap=True)
+_powers = {"__pow__": _power, "__rpow__": _binary(operator.pow, swap=True)}
+for _name, _method in _powers.items():
+    for _class in (TaggedInt, TaggedFloat):
+        setattr(_class, _name, _method)
 
 
 @contextlib.contextmanager
