@@ -39,7 +39,7 @@ def _items(graph: Graph, container: str) -> set[str]:
 
 
 def _why(group: Group, beside: dict[tuple[str, str], str]) -> Iterator[str]:
-    """A reason if a group reaches from inside a module beside one that was left out to elsewhere."""
+    """A reason if a group holds both a module beside one that was left out and something else."""
     homes = {_item(member.tensor) for member in group.axes}
     for home in homes:
         if home in beside and len(homes) > 1:

@@ -35,7 +35,7 @@ _DESCRIBES = {
         r"(.*\.(out_|embedding_dim|num_features|num_experts)|weight_hr.*\.proj_size|weight_hh\.hidden_size)"
     ),
     "reads": re.compile(
-        r"(.*\.(in_|embed_dim$|[kv]dim$)|weight_ih.*\.input_size|weight_h[hr].*\.hidden_size|"
+        r"(.*\.(in_|embed_dim$|[kv]dim$)|weight_ih(_l0(_reverse)?)?\.input_size|weight_h[hr].*\.hidden_size|"
         r"down_proj\.intermediate_(dim|size)|gate_up_proj\.hidden_(dim|size))"
     ),
     "carries": re.compile(
