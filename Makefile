@@ -4,6 +4,7 @@ PYTHON ?= python3
 JOBS ?= 2
 SEED ?= 0
 SEEDS ?= 3
+NETWORKS ?= 5000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo compare-demo test test-browser check docs pictures format train soak fuzz \
+.PHONY: help demo compare-demo test test-browser check docs pictures format train soak fuzz fuzz-files \
 	bench-cut bench-oracle bench-score bench-workers bench-lenet bench-report bench-sparse export-zoo \
 	versus vgg clean bench-dead bench-masks sparsify-zoo
 
@@ -56,7 +57,10 @@ train: $(VENV)/.runtime  ## train the LeNet-5 of the demo from SEED
 soak: $(VENV)/.test  ## kill a run at 20 random moments, and resume it to the same result
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
 
-fuzz: $(VENV)/.test  ## read 1,000 broken files, made from SEED
+fuzz: $(VENV)/.test  ## the laws on NETWORKS random networks, drawn from SEED, in JOBS processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.generated --networks $(NETWORKS) --seed $(SEED) --jobs $(JOBS)
+
+fuzz-files: $(VENV)/.test  ## read 1,000 broken files, made from SEED
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --files 1000 --seed $(SEED)
 
 bench-cut: $(VENV)/.bench  ## time trace, plan and apply against Torch-Pruning

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("secateurs")
 
 _SINGLE = "an axis of one index"
+_ALONE = "no other unit could take its place: it is the only one of its group"
 _UNTOUCHED = "the traced run did not touch this parameter"
 
 
@@ -63,6 +64,7 @@ class Group:
         why_inexact: the operation that takes it; empty if the group is exact.
         balance: block number of every unit, (size,), or None. A plan takes the same number of
             units from each block.
+        multiple: as many units must stay as a multiple of this: some kernels take no other sizes.
         writes, reads, carries: the tensors' axes that make, read, or pass on the units.
 
     >>> import torch, secateurs as sc
@@ -80,6 +82,7 @@ class Group:
     exact: bool = True
     why_inexact: str = ""
     balance: Ints | None = None
+    multiple: int = 1
     writes: list[Member] = field(default_factory=list)
     reads: list[Member] = field(default_factory=list)
     carries: list[Member] = field(default_factory=list)
@@ -100,6 +103,14 @@ class Group:
         if self.balance is None:
             return [np.arange(self.size)]
         return [np.flatnonzero(self.balance == b) for b in np.unique(self.balance)]
+
+    def allowed(self, each: int) -> int:
+        """The most units, but no more than `each`, that may go from every block."""
+        blocks = self.blocks()
+        each = min(each, *(len(block) - 1 for block in blocks), self.size)
+        while each > 0 and (self.size - each * len(blocks)) % self.multiple:
+            each -= 1
+        return max(each, 0)
 
 
 @dataclass(frozen=True)
@@ -137,16 +148,16 @@ class Selection:
         self.count = len(chosen)
         gone = np.zeros(len(resolved.root), dtype=bool)
         gone[graph.classes[chosen]] = True
-        for cls, operands in resolved.products.items():
-            if any(graph.reaches(operand, gone) for operand in operands):
-                gone[cls] = True
-        self._gone: Bools = gone[resolved.root]
+        product, left, right = resolved.triples
+        while (new := (gone[left] | gone[right]) & ~gone[product]).any():
+            gone[product[new]] = True
+        self._gone: Bools = gone  # by class
         self._masks: dict[int, Bools] = {}
 
     def _removed(self, factor: Factor) -> Bools:
         mask = self._masks.get(id(factor))
         if mask is None:
-            mask = self._fewer(factor) if factor.labels is None else self._gone[factor.labels]
+            mask = self._fewer(factor) if factor.labels is None else self.gone(factor.labels)
             self._masks[id(factor)] = mask
         return mask
 
@@ -160,7 +171,8 @@ class Selection:
 
     def gone(self, labels: Ints) -> Bools:
         """Which of these labels go, in the same shape."""
-        return self._gone[labels]
+        mask: Bools = self._gone[self.graph.resolved.root[labels]]
+        return mask
 
     def removed(self, axis: Axis) -> Bools:
         """Which indices of an axis go, (size,)."""
@@ -293,12 +305,6 @@ class Graph:
         chosen = [self[name].units[np.asarray(list(idx), int)] for name, idx in plan.items()]
         return Selection(self, np.concatenate(chosen) if chosen else np.zeros(0, int))
 
-    def reaches(self, cls: int, gone: Bools) -> bool:
-        """Whether a class goes, given which base classes go."""
-        return bool(gone[cls]) or any(
-            self.reaches(operand, gone) for operand in self.resolved.products.get(cls, ())
-        )
-
     # ------------------------------------------------------------------ building
     def _build(self) -> None:
         analysis = self.analysis
@@ -321,7 +327,9 @@ class Graph:
         self._assign()
         self._mark_inexact()
         self._balance()
+        self._find_multiples()
         self._leave_training_only()
+        self._freeze_groups({n: _ALONE for n, g in enumerate(self.groups) if g.size == 1})
         self._describe()
         self._leave_buffers()
 
@@ -454,9 +462,10 @@ class Graph:
                 self.groups.append(Group(name, kind, len(units), units))
 
     def _kinds(self) -> dict[int, str]:
-        """What the units of attention are called: head, kv-head or head-dim."""
+        """What units are called for what is done along them: head, kv-head, head-dim, expert."""
         out: dict[int, str] = {}
-        for axis, kind in attention.kinds(self.analysis):
+        experts = ((axis, "expert") for axis in self.analysis.chosen)
+        for axis, kind in (*attention.kinds(self.analysis), *experts):
             for part in leaves(axis):
                 out.update(dict.fromkeys(self.incidence(part)[1].tolist(), kind))
         return out
@@ -476,17 +485,18 @@ class Graph:
         for number, (labels, reason) in enumerate(self.analysis.labels.balanced):
             blocks = labels.shape[0]
             positions, units = self._locate(labels.ravel())
-            counts = np.zeros((len(self.classes), blocks), dtype=np.int64)
-            np.add.at(counts, (units, positions // labels.shape[1]), 1)
-            touched = np.flatnonzero(counts.any(axis=1))
-            uneven = touched[(counts[touched] != counts[touched, :1]).any(axis=1)]
+            touched, row = np.unique(units, return_inverse=True)
+            counts = np.zeros((len(touched), blocks), dtype=np.int64)
+            np.add.at(counts, (row, positions // labels.shape[1]), 1)
+            odd = (counts != counts[:, :1]).any(axis=1)
+            uneven, counts = touched[odd], counts[odd]
             if not len(uneven):
                 continue
-            single = (counts[uneven] > 0).sum(axis=1) == 1
-            block = counts[uneven].argmax(axis=1)
+            single = (counts > 0).sum(axis=1) == 1
+            block = counts.argmax(axis=1)
             fits = bool(single.all()) and len(np.unique(block)) == blocks
             if not single.all():  # one of each kind takes equally many from every block
-                kinds, block = np.unique(counts[uneven], axis=0, return_inverse=True)
+                kinds, block = np.unique(counts, axis=0, return_inverse=True)
                 block, lost = block.reshape(-1), kinds.sum(axis=0)
                 fits = bool((lost == lost[0]).all())
             if not fits:
@@ -510,6 +520,15 @@ class Graph:
         if spoiled:
             given_up = {int(self.group_of[unit]): reason for unit, reason in spoiled.items()}
             self._freeze_groups(given_up)
+
+    def _find_multiples(self) -> None:
+        """Turn 'this axis has a multiple of n indices' into multiples of units."""
+        for axis, multiple in self.analysis.labels.multiples:
+            for units, count in self._slot_counts(tuple(leaves(axis))):
+                step = multiple // math.gcd(multiple, count)
+                for number in np.unique(self.group_of[units]).tolist():
+                    group = self.groups[number]
+                    group.multiple = math.lcm(group.multiple, step)
 
     def _leave_training_only(self) -> None:
         """Units that no tensor of the eval run holds have no importance to measure there."""

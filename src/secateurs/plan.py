@@ -353,6 +353,11 @@ def _check_units(group: Group, indices: list[int]) -> None:
             f"all {group.size} units of group {group.name!r} would go, and nothing would pass; "
             "leave at least one"
         )
+    if (left := group.size - len(indices)) % group.multiple:
+        raise PlanError(
+            f"{left} units of group {group.name!r} would stay, and a kernel that reads them takes "
+            f"multiples of {group.multiple} only"
+        )
     if group.balance is not None:
         counts = {
             int(block): int(np.isin(members, indices).sum())
@@ -375,6 +380,9 @@ def _check_axes(graph: Graph, selection: Selection) -> None:
     for vector in graph.analysis.labels.vectors:
         if vector.labels is not None and selection.removed((vector,)).all():
             raise PlanError("the plan would empty an axis somewhere in the network; leave a unit")
+    for axis, least, reason in graph.analysis.labels.least:
+        if (left := selection.size(axis)) < least:
+            raise PlanError(f"the plan would leave {left} units where {reason} needs {least}")
     for labels, reason in graph.analysis.labels.balanced:
         lost = selection.gone(labels).sum(axis=1)
         if (lost != lost[0]).any():
@@ -410,9 +418,7 @@ def random_plan(graph: Graph, fraction: float, seed: int, *, exact_only: bool) -
             if exact_only and not group.exact:
                 continue
             blocks = group.blocks()
-            count = min(
-                int(fraction * group.size / len(blocks)), *(len(b) - 1 for b in blocks), 1 << 30
-            )
+            count = group.allowed(int(fraction * group.size / len(blocks)))
             chosen = [i for b in blocks for i in rng.choice(b, count, replace=False).tolist()]
             units[group.name] = sorted(chosen)
         try:

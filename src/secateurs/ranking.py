@@ -175,7 +175,7 @@ def _moves_of(group: Group, values: Array, limits: Limits, original: int) -> lis
     for k in range(spare):
         waiting += [int(block[k]) for block in blocks]
         left -= len(blocks)
-        if left % limits.round_to == 0:
+        if left % math.lcm(limits.round_to, group.multiple) == 0:
             # a group's moves must stay in order, so that its sizes pass through the multiples
             latest = max(latest, float(values[waiting].mean()))
             out.append(Move(latest, group.name, tuple(waiting)))

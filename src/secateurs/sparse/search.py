@@ -132,7 +132,7 @@ class Search:
         """Hold units back until each block of a group loses equally many, and none all."""
         blocks = [group.units[block] for block in group.blocks()]
         fewest = min(int(gone[block].sum()) for block in blocks)
-        limit = min(fewest, min(map(len, blocks)) - 1)
+        limit = group.allowed(fewest)
         back: Reasons = {}
         for block in blocks:
             extra = block[gone[block]][limit:]

@@ -28,17 +28,25 @@ from .restate import Restated
 Equation: TypeAlias = tuple[Source, int, Call, int]  # what is given, what is needed, where
 Axes: TypeAlias = Mapping[tuple[str, int], tuple[int, int]]
 
-# Attributes that describe a weight's axes to a reader, by the role of the axis that they describe.
+# Attributes that describe a weight's axes to a reader, as 'weight.attribute', by the role of the
+# axis that they describe.
 _DESCRIBES = {
-    "writes": re.compile(r"out_|embedding_dim|num_features"),
-    "reads": re.compile(r"in_|embed_dim$|[kv]dim$"),
-    "carries": re.compile(r"num_(features|channels|parameters)|in_channels|out_channels"),
+    "writes": re.compile(
+        r"(.*\.(out_|embedding_dim|num_features|num_experts)|weight_hr.*\.proj_size|weight_hh\.hidden_size)"
+    ),
+    "reads": re.compile(
+        r"(.*\.(in_|embed_dim$|[kv]dim$)|weight_ih(_l0(_reverse)?)?\.input_size|weight_h[hr].*\.hidden_size|"
+        r"down_proj\.intermediate_(dim|size)|gate_up_proj\.hidden_(dim|size))"
+    ),
+    "carries": re.compile(
+        r".*\.(num_(features|channels|parameters)|in_channels|out_channels|num_experts)"
+    ),
 }
 
 
 @functools.cache
-def _describes(role: str, name: str) -> bool:
-    return _DESCRIBES[role].match(name) is not None
+def _describes(role: str, weight: str, name: str) -> bool:
+    return _DESCRIBES[role].match(f"{weight}.{name}") is not None
 
 
 @dataclass(frozen=True)
@@ -326,12 +334,13 @@ def _descriptions(
     out: dict[Attribute, int] = {}
     for (name, dim), (old, new) in axes.items():
         role = analysis.roles.get((name, dim), "carries")
-        for attribute, value in owned.get(name.rpartition(".")[0], ()):
-            if value == old and _describes(role, attribute.name):
+        path, _, weight = name.rpartition(".")
+        for attribute, value in owned.get(path, ()):
+            if value == old and _describes(role, weight, attribute.name):
                 out[attribute] = new
     for used, new in solved.items():  # a depthwise convolution's groups are its input channels
         old = analysis.program.attributes[used]
         for attribute, value in owned.get(used.module, ()):
-            if value == old and attribute not in out and _describes("reads", attribute.name):
+            if value == old and attribute not in out and _describes("reads", "", attribute.name):
                 out[attribute] = new
     return out

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
 from torch import nn
 
-from . import rules
+from . import rules, rules_recurrent, rules_routing  # noqa: F401 - they register their rules
+from .filled import Filled
 from .labels import Axis, Factor, Labels, find, fresh_axis, frozen_axis, leaves
 from .program import Node, Program, Ref
 from .record import record
+
+INPUT = "input of the network"
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Analysis:
         blocked: tensor path -> the per-block labels of its dimension 1.
         order: tensor path -> position of the first node that uses it.
         statistics: positions of the nodes that take a statistic over an axis.
+        points: value id -> the axis that the numbers in it point along.
+        chosen: the axes along which something is chosen (the experts of a mixture).
+        filled: the values that hold one number everywhere.
+        pieces: value id of a filled tensor -> the first piece that was taken from it.
+        stacked: value id of a stack from which single tensors are taken again -> its tensors.
         repeated: the factors along which single indices were expanded.
     """
 
@@ -59,8 +68,15 @@ class Analysis:
         self.blocked: dict[str, Blocked] = {}
         self.order: dict[str, int] = {}
         self.statistics: list[int] = []
+        self.points: dict[int, Axis] = {}
+        self.chosen: list[Axis] = []
+        self.filled = Filled()
+        self.pieces: dict[int, int | None] = {}
+        self.stacked: dict[int, list[int]] = {}
         self.repeated: list[Factor] = []
         self._origins: dict[int, tuple[str, ...]] = {}
+        self._products: list[tuple[Read, Read]] = []
+        self._alike: list[tuple[Axis, Axis]] = []
         self._position = 0
         self._start()
         for position, node in enumerate(program.nodes):
@@ -68,7 +84,29 @@ class Analysis:
             self._step(node)
         for ident in program.output_ids():
             self.freeze_value(ident, "output of the network")
+            self.labels.freeze(self.points.get(ident, ()), "its numbers are given out")
+        self._settle()
         self._follow_training()
+
+    def _settle(self) -> None:
+        """What could not be told before the whole program was seen."""
+        for sides in self._products:
+            batched = [read for read in sides if self._varies(read.value)]
+            if batched:  # an activation that starts from a weight, as a learned initial state does
+                self.reads.append(batched[0])
+            else:
+                self._position = sides[0].position
+                self.statistic(sides[0].axis, "a product of weights alone is summed over it")
+        self.reads.sort(key=lambda read: read.position)
+        for one, other in self._alike:
+            if any(find(f).frozen is None for axis in (one, other) for f in leaves(axis)):
+                both = np.concatenate([self.labels.flat(one), self.labels.flat(other)])
+                self.labels.balance(both, 2, "axes that one number sizes")
+
+    def _varies(self, ident: int) -> bool:
+        """Whether a value has an axis of the inputs."""
+        parts = (leaf for axis in self.axes[ident] for leaf in leaves(axis))
+        return any(leaf.batch or leaf.frozen == INPUT for leaf in parts)
 
     def _follow_training(self) -> None:
         """What runs in training mode alone is coupled like the rest, but nothing is gated there."""
@@ -85,7 +123,7 @@ class Analysis:
         for ident in self.program.inputs:
             shape = self.program.values[ident].shape
             self.axes[ident] = [
-                frozen_axis(n, "input of the network", batch=d == 0 and shape[:1] in batch)
+                frozen_axis(n, INPUT, batch=d == 0 and shape[:1] in batch)
                 for d, n in enumerate(shape)
             ]
         for name, ident in self.program.tensors.items():
@@ -99,17 +137,37 @@ class Analysis:
         for ident, axes in zip(node.outputs, rules.follow(self, node), strict=False):
             if ident is not None:
                 self.axes[ident] = axes
+        name = rules.op_name(node.op)
+        self.filled.follow(node, name)
+        if self.points:
+            rules_routing.follow_points(self, node)
         origins: tuple[str, ...] = ()
         for ident in node.inputs:
-            for name in self._origins.get(ident, ()):
-                self.order.setdefault(name, self._position)
-                if name not in origins:
-                    origins += (name,)
+            for path in self._origins.get(ident, ()):
+                self.order.setdefault(path, self._position)
+                if path not in origins:
+                    origins += (path,)
+        # a weight that is picked by what depends on the inputs is a weight all the same
+        makers = node.inputs[:1] if name in ("index", "index_select") else node.inputs
+        weight = bool(makers) and all(ident in self._origins for ident in makers)
         for ident in node.outputs:
-            if ident is not None and not self.program.values[ident].live:
+            if ident is not None and (weight or not self.program.values[ident].live):
                 self._origins[ident] = origins
 
     # ------------------------------------------------------------------ for the rules
+    def is_weight(self, ident: int) -> bool:
+        """Whether a value is made of tensors of the model alone, picked by whatever."""
+        return bool(self._origins.get(ident))
+
+    @cached_property
+    def consumers(self) -> dict[int, list[Node]]:
+        """Value id -> the nodes that take it as an argument."""
+        out: dict[int, list[Node]] = {}
+        for node in (*self.program.nodes, *self.program.training.nodes):
+            for ident in node.inputs:
+                out.setdefault(ident, []).append(node)
+        return out
+
     def shape(self, node: Node) -> tuple[int, ...]:
         """The shape of a node's first output."""
         first = next(out for out in node.outputs if out is not None)
@@ -168,6 +226,16 @@ class Analysis:
                     if kind:
                         self.kinds.setdefault((name, d), kind)
 
+    def read_by(self, ident: int, axis: Axis) -> list[str]:
+        """The tensors from which a value is made that only read the units along an axis."""
+        wanted = {id(leaf) for leaf in leaves(axis)}
+        return [
+            name
+            for name in self._origins.get(ident, ())
+            for d, mine in enumerate(self.axes[self.program.tensors[name]])
+            if self.roles.get((name, d)) == "reads" and wanted & {id(leaf) for leaf in leaves(mine)}
+        ]
+
     def tensor_axes(self, name: str, ident: int) -> list[Axis]:
         axes = self.axes[ident]
         if name in self.blocked:
@@ -182,16 +250,30 @@ class Analysis:
     def contract(self, node: Node, left: tuple[int, int, int], right: tuple[int, int, int]) -> None:
         """Both operands, each (argument, value, dim), lose the same indices of a summed axis."""
         live = [self.program.values[ident].live for _, ident, _ in (left, right)]
+        if all(live):  # a weight that was picked is no activation
+            live = [not self.is_weight(ident) for _, ident, _ in (left, right)]
+            live = live if any(live) else [True, True]
         axes = [self.axes[ident][dim] for _, ident, dim in (left, right)]
         for (_, ident, _), axis in zip((left, right), axes, strict=True):
             self.reads_weight(ident, axis)
-        if any(live):
+        if any(self.filled.zero(ident) for _, ident, _ in (left, right)):
+            pass  # nothing is read from zeros
+        elif any(live):
             arg, ident, dim = left if live[0] else right
             if any(find(factor).frozen is None for factor in axes[0]):
                 self.read(node, arg, ident, dim)
         else:
-            self.statistic(axes[0], "a product of weights alone is summed over it")
+            sides = (left, right)
+            one, other = (
+                Read(self._position, *side, self.axes[side[1]][side[2]]) for side in sides
+            )
+            self._products.append((one, other))
         self.labels.unite(*axes)
+
+    def same_count(self, one: Axis, other: Axis) -> None:
+        """These axes may lose other indices, but as many of them."""
+        if one is not other:
+            self._alike.append((one, other))
 
     @cached_property
     def weighted(self) -> set[Factor]:

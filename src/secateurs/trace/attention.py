@@ -68,6 +68,8 @@ def kinds(analysis: Analysis) -> Iterator[tuple[Axis, str]]:
     repeated = {id(leaf) for leaf in leaves(analysis.repeated)}
     for attention in attentions(analysis.program):
         first, second = (operands(nodes[p]) for p in (attention.first, attention.second))
+        if any(analysis.is_weight(v) for v in (*first, *second)):
+            continue  # the weights of an expert, picked by its number
         inside, other = analysis.axes[first[0]], analysis.axes[second[1 - attention.side]]
         if attention.softmax:
             dims = [inside[-1], other[-1 if attention.side == 0 else -2]]

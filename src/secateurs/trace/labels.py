@@ -107,6 +107,8 @@ class Labels:
         self.frozen: list[tuple[Ints, str]] = []
         self.inexact: list[tuple[Axis, str]] = []
         self.balanced: list[tuple[Ints, str]] = []
+        self.multiples: list[tuple[Axis, int]] = []
+        self.least: list[tuple[Axis, int, str]] = []
         self._flat: dict[tuple[int, ...], tuple[Factor, list[Factor]]] = {}
         self.vectors: list[Factor] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 import os
@@ -22,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
 from .program import Call, Node, Program, Ref, Run, Value
-from .shadow import META, Shadow
+from .shadow import META, Shadow, storage
 from .stand_in import standing_in
 from .tagged import Attribute, Size, TaggedFloat, TaggedInt, tagged_roots
 
@@ -99,7 +100,20 @@ def tensor_of(modules: Mapping[str, nn.Module], name: str) -> torch.Tensor | Non
     return None
 
 
-_NOTHING = torch.Size((0,))  # of a placeholder for what an operation does not give this time
+_NOTHING = torch.Size((0,))
+
+
+def _is_placeholder(tensor: torch.Tensor) -> bool:
+    """Whether this stands for what an operation does not give this time."""
+    return tensor.shape == _NOTHING and tensor.is_floating_point()
+
+
+@functools.cache
+def _looks(func: Any) -> bool:
+    """Whether values decide what an operation returns to the code: a number, or how many rows."""
+    return func is aten._local_scalar_dense.default or torch.Tag.dynamic_output_shape in func.tags
+
+
 # what was contiguous when recorded may not be in a replay
 _REPLAYED = {aten.view.default: aten.reshape.default}
 _AS_STRIDED = (aten.as_strided.default, aten.as_strided_.default)
@@ -212,7 +226,7 @@ class Recorder:
         """A new value for a tensor, which from now on is known by it."""
         ident = len(self.program.values)
         self.program.values.append(Value(tuple(tensor.shape), tensor.dtype, live))
-        key, ids = id(tensor), self._ids
+        key, ids, shadow = id(tensor), self._ids, self.shadow
         if tensor.is_meta or key in self.names:  # holds no memory, or is held by the model
             ids[key] = (lambda: tensor, ident)
         else:
@@ -222,11 +236,10 @@ class Recorder:
                     del ids[key]
 
             ids[key] = (weakref.ref(tensor, forget), ident)
-        if tensor.is_meta or self.shadow is None:  # else its shadow is what gets viewed
-            try:  # noqa: SIM105 - a context manager here costs as much as all the rest
-                self._storage[ident] = tensor.untyped_storage()._cdata
-            except (RuntimeError, NotImplementedError):
-                pass  # not every tensor has one
+        try:  # noqa: SIM105 - a context manager here costs as much as all the rest
+            self._storage[ident] = storage(tensor) if shadow is None else shadow.storage(tensor)
+        except (RuntimeError, NotImplementedError):
+            pass  # not every tensor has one
         return ident
 
     def value(self, tensor: torch.Tensor) -> int:
@@ -276,22 +289,31 @@ class Recorder:
         inputs = tuple([ident for ident, _ in found])
         values = self.program.values
         live = any(values[ident].live for ident in inputs)
-        self.program.looks |= live and func is aten._local_scalar_dense.default
+        self.program.looks |= live and _looks(func)
         multiple = isinstance(result, (tuple, list))
         outputs = tuple(
             self.bind(out, live)
-            if isinstance(out, torch.Tensor) and out.shape != _NOTHING
+            if isinstance(out, torch.Tensor) and not _is_placeholder(out)
             else None
             for out in (result if multiple else (result,))
         )
         name = func._schema.name
         if name.endswith("_") and not name.endswith("__"):
             self._inplace.append((len(self.program.nodes), inputs[0]))
+            if live and not values[inputs[0]].live:
+                self._enliven(inputs[0])
         op = _REPLAYED.get(func, func)
         self.program.nodes.append(
             Node(op, noted, noted_kwargs, outputs, multiple, self.stack[-1], self.call, inputs)
         )
         return result
+
+    def _enliven(self, target: int) -> None:
+        """Whatever views the memory that a live value was written to is live."""
+        memory = self._storage.get(target)
+        for ident, own in self._storage.items():
+            if own == memory:
+                self.program.values[ident].live = True
 
     def finish(self) -> None:
         """Leave what the outputs of the run depend on, in pure forms where that can be."""
@@ -304,9 +326,9 @@ class Recorder:
         program = self.program
         changed = {self._storage.get(target, -1) for _, target in self._inplace}
         sharing: dict[int, list[int]] = {}
-        for ident, storage in self._storage.items():
-            if storage in changed:
-                sharing.setdefault(storage, []).append(ident)
+        for ident, memory in self._storage.items():
+            if memory in changed:
+                sharing.setdefault(memory, []).append(ident)
         names = {ident for idents in sharing.values() for ident in idents}
         last: dict[int, int] = {}
         for position, node in enumerate(program.nodes):
@@ -463,12 +485,26 @@ def _mode(modules: Iterable[nn.Module], *, training: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _without_onednn() -> Iterator[None]:
+    enabled = torch.backends.mkldnn.enabled
+    torch._C._set_mkldnn_enabled(False)  # its own context manager warns of other settings
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+
+
+@contextlib.contextmanager
 def _plain_kernels() -> Iterator[None]:
     """No fused fast paths, so that what runs is made of operations that can be followed."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            _without_onednn(),
+            torch.backends.cudnn.flags(enabled=False),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

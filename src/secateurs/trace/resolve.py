@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -21,13 +21,15 @@ class Resolved:
         root: label -> its class, (labels,).
         reasons: class -> why it can never go; an empty string where it can.
         products: class -> the classes each of which takes it along.
+        triples: (3, products) the same as rows: a class and two that take it along.
     """
 
     root: Ints
     frozen: Bools
     reason_of: Ints
     reasons: list[str]
-    products: dict[int, set[int]] = field(default_factory=dict)
+    products: dict[int, set[int]]
+    triples: Ints
 
     def reason(self, cls: int) -> str:
         return self.reasons[self.reason_of[cls]] if self.frozen[cls] else ""
@@ -94,9 +96,10 @@ class _Solver:
         while self._simplify() or self._cover() or self._coarsen():
             pass
         products: dict[int, set[int]] = {}
-        for c, left, right in self.root[self.triples].T.tolist():
+        triples = self.root[self.triples]
+        for c, left, right in triples.T.tolist():
             products.setdefault(c, set()).update((left, right))
-        return Resolved(self.root, self.frozen, self.reason_of, self.reasons, products)
+        return Resolved(self.root, self.frozen, self.reason_of, self.reasons, products, triples)
 
     def _simplify(self) -> bool:
         """Products with a frozen, equal or identical operand. True if anything changed."""

@@ -198,10 +198,24 @@ def _stack(analysis: Analysis, node: Node) -> list[Axes]:
     shape = analysis.shape(node)
     dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape)
     first, *rest = (analysis.axes[ident] for ident in node.inputs)
+    relate = analysis.labels.unite
+    if _taken_apart(analysis, node, dim):
+        analysis.stacked[node.outputs[0] or 0] = list(node.inputs)
+        relate = analysis.same_count
     for axes in rest:
         for a, b in zip(first, axes, strict=True):
-            analysis.labels.unite(a, b)
+            relate(a, b)
     return [[*first[:dim], frozen_axis(shape[dim], "stacked tensors"), *first[dim:]]]
+
+
+def _taken_apart(analysis: Analysis, node: Node, dim: int) -> bool:
+    """Whether all that is done with a stack is to take single tensors from it again."""
+    out = node.outputs[0] or 0
+    return out not in analysis.program.output_ids() and all(
+        op_name(reader.op) in ("select", "unbind")
+        and (reader.args[1] if len(reader.args) > 1 else 0) % len(analysis.shape(node)) == dim
+        for reader in analysis.consumers[out]
+    )
 
 
 def slice_bounds(node: Node, size: int) -> tuple[int, int, int, int]:
@@ -251,7 +265,25 @@ def _select(analysis: Analysis, node: Node) -> list[Axes]:
     axes = analysis.arg_axes(node)
     dim = (node.args[1] if len(node.args) > 1 else 0) % len(axes)
     analysis.labels.freeze(axes[dim], "single indices of this axis are selected")
-    return [[*axes[:dim], *axes[dim + 1 :]] for _ in node.outputs]
+    rest = [*axes[:dim], *axes[dim + 1 :]]
+    ident = node.inputs[0]
+    if ident in analysis.stacked:
+        items = [list(analysis.axes[item]) for item in analysis.stacked[ident]]
+        return items if op_name(node.op) == "unbind" else [items[node.args[2]]]
+    if ident in analysis.filled:
+        return [_apart(analysis, ident, rest, out) for out in node.outputs]
+    return [rest for _ in node.outputs]
+
+
+def _apart(analysis: Analysis, ident: int, axes: Axes, out: int | None) -> Axes:
+    """The axes of a piece of a tensor that is one number everywhere: like its axes in size only."""
+    pieces = analysis.pieces.setdefault(ident, out)
+    if out is None or pieces == out:
+        return axes
+    new = [fresh_axis(axis_size(axis)) for axis in axes]
+    for one, other in zip(axes, new, strict=True):
+        analysis.same_count(one, other)
+    return new
 
 
 @rule("roll")
@@ -300,30 +332,20 @@ def _run_on_indices(node: Node, shape: tuple[int, ...], dim: int) -> torch.Tenso
     return moved
 
 
-@rule("index")
+@rule("index", "_unsafe_index")
 def _index(analysis: Analysis, node: Node) -> list[Axes]:
-    axes = analysis.arg_axes(node)
-    reason = "indexed by a tensor"
-    indices = node.args[1]
-    used = [d for d, index in enumerate(indices) if index is not None]
-    shapes = []
-    for d in used:
-        ident = indices[d].id
-        analysis.freeze_value(ident, reason)
-        analysis.labels.freeze(axes[d], reason)
-        shapes.append(analysis.program.values[ident].shape)
-    picked = [frozen_axis(n, reason) for n in torch.broadcast_shapes(*shapes)]
-    rest = [axis for d, axis in enumerate(axes) if d not in used]
-    together = used == list(range(used[0], used[-1] + 1))
-    at = used[0] if together else 0
-    return [[*rest[:at], *picked, *rest[at:]]]
+    from .rules_routing import indexed
+
+    return [indexed(analysis, analysis.arg_axes(node), node.args[1], "indexed by a tensor")]
 
 
 @rule("index_select")
 def _index_select(analysis: Analysis, node: Node) -> list[Axes]:
+    from .rules_routing import related
+
     axes = list(analysis.arg_axes(node))
     dim = node.args[1] % len(axes)
-    analysis.labels.freeze(axes[dim], "indexed by a tensor")
+    related(analysis, axes[dim], node.args[2].id, "indexed by a tensor")
     analysis.freeze_value(node.args[2].id, "indexed by a tensor")
     axes[dim] = frozen_axis(analysis.shape(node)[dim], "indexed by a tensor")
     return [axes]
@@ -402,21 +424,26 @@ def _convolution(analysis: Analysis, node: Node) -> list[Axes]:
     return [[image[0], out, *(frozen_axis(n, SPACE) for n in shape[2:])]]
 
 
+def is_depthwise(node: Node, analysis: Analysis) -> bool:
+    """Whether a convolution has a group for each of its input channels, and one kernel row each."""
+    x, w = (analysis.program.values[ref.id].shape for ref in node.args[:2])
+    return int(node.args[8]) == x[1] > 1 and w[1] == 1
+
+
 def _grouped(analysis: Analysis, node: Node, enters: int, leaves_by: int, groups: int) -> Axis:
     """A grouped convolution: the same number of channels must go from each of its groups."""
     x, w = node.args[0].id, node.args[1].id
     labels, kernel = analysis.labels, analysis.axes[w]
     shape = analysis.program.values[w].shape
     channels = analysis.axes[x][1]
-    if shape[1] == 1:  # depthwise: output (c, m) comes from channel c alone
-        if axis_size(kernel[0]) == axis_size(channels):
+    if is_depthwise(node, analysis):  # output (c, m) comes from channel c alone
+        if shape[0] == groups:
             labels.unite(kernel[0], channels)
             return kernel[0]
-        if enters != 0:
-            multiplier = fresh_axis(shape[0] // groups)
-            labels.unite(kernel[0], (*channels, *multiplier))
-            analysis.writes(w, kernel[0], "channel")
-            return kernel[0]
+        multiplier = fresh_axis(shape[0] // groups)
+        labels.unite(kernel[0], (*channels, *multiplier))
+        analysis.writes(w, kernel[0], "channel")
+        return kernel[0]
     blocked = analysis.blocked_axis(w, groups)
     if blocked is None:  # a computed kernel: the same index in every group
         reason = "a grouped convolution with a computed kernel"
@@ -489,8 +516,11 @@ def _softmax(analysis: Analysis, node: Node) -> list[Axes]:
 
 @rule("cumsum", "cumprod", "logcumsumexp")
 def _cumulative(analysis: Analysis, node: Node) -> list[Axes]:
-    axes = analysis.axes[node.args[0].id]
-    analysis.labels.freeze(axes[node.args[1]], f"{op_name(node.op)} runs along it")
+    axes, dim = analysis.axes[node.args[0].id], node.args[1]
+    if op_name(node.op) != "cumsum":
+        analysis.labels.freeze(axes[dim], f"{op_name(node.op)} runs along it")
+    elif any(f.frozen is None for f in leaves(axes[dim])):
+        analysis.read(node, 0, node.args[0].id, dim)
     return [axes]
 
 

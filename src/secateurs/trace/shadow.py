@@ -39,6 +39,8 @@ class Shadow:
     def __init__(self, own: set[int], device: torch.device):
         self.own, self.device = own, device
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
+        self._origins: dict[int, int] = {}
+        self._stale: set[int] = set()
 
     def twin(self, tensor: Tensor) -> Tensor:
         """The meta tensor that stands for this one."""
@@ -50,7 +52,13 @@ class Shadow:
                 tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META
             )
             known = self._twins[id(tensor)] = (tensor, made)
+            self._origins[storage(made)] = storage(tensor)
         return known[1]
+
+    def storage(self, tensor: Tensor) -> int:
+        """The memory that a tensor views; a shadow views that of what it stands for."""
+        own = storage(tensor)
+        return self._origins.get(own, own)
 
     def run(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
@@ -64,9 +72,11 @@ class Shadow:
         Raises:
             TypeError: operands on two devices, or a contraction of two dtypes.
         """
-        own = self.own
-        if not any(t.is_meta or id(t) in own for t in tensors):
+        own, stale = self.own, self._stale
+        if not any(t.is_meta or id(t) in own or (stale and storage(t) in stale) for t in tensors):
             return func(*args, **kwargs)
+        if func._schema.is_mutable and not tensors[0].is_meta:
+            stale.add(storage(tensors[0]))  # what is written to it has no values
         name = func._schema.name[6:]
         self._check(name, tensors)
         if not kwargs and name in _SHORT_CUTS:
@@ -91,6 +101,11 @@ class Shadow:
         if type(arg) in (list, tuple) and any(type(item) is not int for item in arg):
             return [self._swap(item) for item in arg]
         return arg
+
+
+def storage(tensor: Tensor) -> int:
+    """A number for the memory that a tensor views."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:

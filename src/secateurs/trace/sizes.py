@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 from .analyse import Analysis
 from .labels import Axis, Bools
 from .program import Node
-from .rules import op_name, slice_bounds
+from .rules import is_depthwise, op_name, slice_bounds
 
 
 class Cut(Protocol):
@@ -113,8 +113,7 @@ def _split(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
 @_resize("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution", at=(8,))
 def _convolution(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     args = list(node.args)
-    kernel = analysis.program.values[args[1].id].shape
-    if args[8] > 1 and kernel[1] == 1:  # depthwise: as many groups as channels
+    if is_depthwise(node, analysis):  # as many groups as channels
         args[8] = cut.size(analysis.axes[args[0].id][1])
     return args
 
@@ -131,4 +130,15 @@ def _group_norm(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     args = list(node.args)
     args[4] = cut.size(analysis.axes[args[0].id][1])
     args[6] = cut.size(analysis.axes[node.outputs[1] or 0][1]) if len(node.outputs) > 1 else args[6]
+    return args
+
+
+@_resize("histc", at=(1,))
+def _histc(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
+    """As many bins as there are numbers to count, 0 to the largest."""
+    args = list(node.args)
+    (bins,) = _new_shape(analysis, node, cut)
+    if len(args) > 3 and args[3] - args[2] == args[1] - 1:
+        args[3] = args[2] + bins - 1
+    args[1] = bins
     return args

@@ -1,0 +1,67 @@
+"""A generated network: the code of a plain module, which can be run, printed and pasted."""
+
+from __future__ import annotations
+
+import linecache
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tests.support import doubled
+from torch import Tensor, nn
+
+_HEAD = """class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+"""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is in a module's two methods, and how its inputs are made.
+
+    Attributes:
+        init: lines of `__init__`.
+        forward: lines of `forward`, the last of which returns.
+        inputs: name of each argument -> the expression that makes it.
+    """
+
+    init: tuple[str, ...]
+    forward: tuple[str, ...]
+    inputs: tuple[tuple[str, str], ...]
+
+    @property
+    def code(self) -> str:
+        """The source of the class."""
+        body = "".join(f"        {line}\n" for line in self.init)
+        arguments = ", ".join(f"{name}: Tensor" for name, _ in self.inputs)
+        run = "".join(f"        {line}\n" for line in self.forward)
+        return f"{_HEAD}{body}\n    def forward(self, {arguments}) -> Any:\n{run}"
+
+    @property
+    def by_weights(self) -> bool:
+        """Whether units are read by weights alone: a norm reads what it divides by."""
+        return "F.normalize" not in self.code
+
+    def __repr__(self) -> str:
+        return f"\n{self.code}\n\nINPUTS = ({''.join(f'{made}, ' for _, made in self.inputs)})\n"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # Hypothesis would show the fields
+
+    def module(self) -> nn.Module:
+        """The module, in float64 and eval mode, with weights that hide nothing."""
+        name = f"<network {hash(self.code)}>"  # its lines are shown where it raises
+        linecache.cache[name] = (len(self.code), None, self.code.splitlines(True), name)
+        names: dict[str, Any] = {"nn": nn, "torch": torch, "F": F, "Tensor": Tensor, "Any": Any}
+        exec(compile(self.code, name, "exec", dont_inherit=True), names)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return doubled(names["Net"]())
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Inputs: numbers in float64, or indices."""
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return doubled(tuple(eval(text, {"torch": torch}) for _, text in self.inputs))

@@ -1,0 +1,115 @@
+"""Many networks from one seed: what fails, and each kind of failure as small as it gets."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from .laws import check
+from .network import Network
+from .strategies import networks
+
+Try = Callable[[Network, int], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """So many networks, drawn from a seed."""
+
+    count: int
+    seed: int
+
+
+@dataclass
+class Found:
+    """What came of some networks.
+
+    Attributes:
+        tally: of the laws, over all networks.
+        failures: kind of failure -> how often it was met.
+        met: kind of failure -> a run that meets it.
+    """
+
+    tally: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    met: dict[str, Run] = field(default_factory=dict)
+
+    def add(self, other: Found) -> None:
+        self.tally += other.tally
+        self.failures += other.failures
+        self.met = {**other.met, **self.met}
+
+
+def search(run: Run) -> Found:
+    """Try the networks of a run."""
+    torch.set_num_threads(1)
+    found = Found()
+
+    def note(network: Network, units: int) -> None:
+        try:
+            found.tally += check(network, units)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is a failure
+            found.tally["networks"] += 1
+            found.failures[kind_of(error)] += 1
+
+    draw(note, run, [Phase.generate])
+    found.met = dict.fromkeys(found.failures, run)
+    return found
+
+
+def draw(attempt: Try, run: Run, phases: list[Phase]) -> None:
+    """Call a function with networks and choices of units, until it raises."""
+    decide = settings(
+        max_examples=run.count, phases=phases, database=None, deadline=None, print_blob=False,
+        report_multiple_bugs=False, suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    seed(run.seed)(decide(given(networks(), st.integers(0, 99))(attempt)))()
+
+
+def shrunk(kind: str, run: Run) -> str:
+    """The smallest network found that fails in this way, as a test."""
+    torch.set_num_threads(1)
+    last: list[str] = []
+
+    def again(network: Network, units: int) -> None:
+        try:
+            check(network, units)
+        except Exception as error:
+            if kind_of(error) == kind:
+                last[:] = [as_test(network, units, error)]
+                raise
+
+    try:
+        draw(again, run, [Phase.generate, Phase.shrink])
+    except Exception:  # noqa: BLE001 - it was noted where it was raised
+        return last[0]
+    return f"# not met again: {kind}\n"
+
+
+def kind_of(error: Exception) -> str:
+    """A failure without its numbers and names."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    words = re.sub(r"'[^']*'|\{.*\}|[\d.e+-]*\d[\d.e+-]*", "…", str(error).partition("\n")[0])
+    file = place.filename.rpartition("/")[2]
+    return f"{type(error).__name__} in {file}, {place.name}: {words[:120]}"
+
+
+def as_test(network: Network, units: int, error: Exception) -> str:
+    """A test to paste."""
+    words = str(error).partition("\n")[0]
+    inputs = "".join(f"{made}, " for _, made in network.inputs)
+    weights = "" if network.by_weights else ", by_weights=False"
+    return (
+        f"# {type(error).__name__}: {words}\n{network.code}\n\n"
+        f"def test_what_was_found() -> None:\n"
+        f"    torch.manual_seed(1)\n"
+        f"    inputs = doubled(({inputs}))\n"
+        f"    Laws(doubled(Net()), inputs, {units}{weights}).check()\n"
+    )
