@@ -150,6 +150,12 @@ splicing-full: $(VENV)/.test  ## AlexNet at its widths, on a GPU
 	$(REPRODUCE) benchmarks/splicing.py --net alexnet-full --jobs 1 --seeds $(SEEDS) \
 		--results $(RUNS)/splicing-full.jsonl --out $(PAGES)/splicing-full.md
 
+.PHONY: zoo
+ONLY ?= *
+zoo: $(VENV)/.zoo  ## the coverage table: every network of its list, cut, in JOBS processes
+	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/coverage_table.py \
+		--jobs $(JOBS) --only "$(ONLY)" $(if $(AGAIN),--again) --out docs/coverage.md
+
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -168,6 +174,10 @@ $(VENV)/.test: $(VENV)/.runtime
 
 $(VENV)/.bench: $(VENV)/.test
 	$(PIP) --no-deps torch-pruning==1.6.1
+	touch $@
+
+$(VENV)/.zoo: $(VENV)/.bench
+	$(PIP) transformers
 	touch $@
 
 $(VENV)/.ray: $(VENV)/.runtime

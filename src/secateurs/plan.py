@@ -378,7 +378,7 @@ def _repeats(indices: list[int]) -> bool:
 def _check_axes(graph: Graph, selection: Selection) -> None:
     """No axis anywhere may be emptied, and balanced axes must lose equally from each block."""
     for vector in graph.analysis.labels.vectors:
-        if vector.labels is not None and selection.removed((vector,)).all():
+        if vector.size and vector.labels is not None and selection.removed((vector,)).all():
             raise PlanError("the plan would empty an axis somewhere in the network; leave a unit")
     for axis, least, reason in graph.analysis.labels.least:
         if (left := selection.size(axis)) < least:
