@@ -83,6 +83,9 @@ sparsify-zoo: $(VENV)/.test  ## dynamic network surgery on 24 networks: masks, d
 bench-masks: $(VENV)/.test  ## time a training step with masks against a plain one
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/mask_step.py
 
+large: $(VENV)/.test  ## trace Llamas of 7 and 70 billion parameters by their shapes; a real one of 1 billion
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -W ignore benchmarks/large.py
+
 bench-lenet: $(VENV)/.runtime  ## the demo's error and latency at 20% and 10% of the MACs, 3 seeds
 	PYTHONPATH=examples/mnist $(BIN)/python benchmarks/lenet_seeds.py
 
