@@ -133,7 +133,7 @@ reproduce: correlation flops iterative criteria-versus  ## the four above: three
 reproduce-quick:  ## a small form of the four: ten minutes
 	$(MAKE) reproduce QUICK=1
 
-.PHONY: obd
+.PHONY: large obd
 obd: $(VENV)/.test  ## Optimal Brain Damage on digits: predicted and true change, retraining
 	$(REPRODUCE) benchmarks/obd_digits.py $(WITH) --results $(RUNS)/obd.jsonl --out $(PAGES)/obd.md
 

@@ -112,11 +112,11 @@ def page(rows: list[tuple[str, ...]], runs: int) -> str:
     machine = f"{torch.get_num_threads()} thread, torch {version('torch')}, {platform.machine()}"
     return f"""# Large language models by their shapes
 
-`make large` traces Llamas of 7 and 70 billion parameters on the meta device, where a tensor has a shape
-and no values, and plans to cut a quarter of the neurons of the first layer: a model that fits no machine at hand
-can be planned on any. The third network has its values; what the trace adds to the memory that the
-model itself takes is the difference of the last two columns but one. Times are on the wall, {runs} runs
-each in a process of its own ({machine}; transformers {version("transformers")}).
+`make large` traces Llamas of 7 and 70 billion parameters on the meta device, where a tensor has a
+shape and no values, and plans to cut a quarter of the neurons of the first layer: a model that fits
+no machine at hand can be planned on any. The third network has its values; what a trace adds to the
+memory of the model is the difference of the peak and what was before. Times are on the wall; {runs}
+runs, each in a process of its own ({machine}; transformers {version("transformers")}).
 
 ```text
 {render("", COLUMNS, rows).strip()}
