@@ -87,6 +87,9 @@ sparsify-zoo: $(VENV)/.test  ## dynamic network surgery on 24 networks: masks, d
 bench-masks: $(VENV)/.test  ## time a training step with masks against a plain one
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/mask_step.py
 
+large: $(VENV)/.test  ## trace Llamas of 7 and 70 billion parameters by their shapes; a real one of 1 billion
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -W ignore benchmarks/large.py
+
 bench-lenet: $(VENV)/.runtime  ## the demo's error and latency at 20% and 10% of the MACs, 3 seeds
 	PYTHONPATH=examples/mnist $(BIN)/python benchmarks/lenet_seeds.py
 
@@ -134,7 +137,7 @@ reproduce: correlation flops iterative criteria-versus  ## the four above: three
 reproduce-quick:  ## a small form of the four: ten minutes
 	$(MAKE) reproduce QUICK=1
 
-.PHONY: obd
+.PHONY: large obd
 obd: $(VENV)/.test  ## Optimal Brain Damage on digits: predicted and true change, retraining
 	$(REPRODUCE) benchmarks/obd_digits.py $(WITH) --results $(RUNS)/obd.jsonl --out $(PAGES)/obd.md
 

@@ -291,6 +291,8 @@ def _compare(exact: bool, reference: Any, result: Any) -> Proof:
     wanted, given = tensors_of(reference), tensors_of(result)
     if [tuple(t.shape) for t in wanted] != [tuple(t.shape) for t in given]:
         raise LawError("the cut model returns tensors of other shapes than the original")
+    if any(tensor.is_meta for tensor in (*wanted, *given)):
+        raise LawError("on the meta device there are no values to compare; verify a real model")
     tolerance = min(TOLERANCE.get(t.dtype, 1e-3) for t in wanted)
     return Proof(exact, *deviation(wanted, given), tolerance)
 

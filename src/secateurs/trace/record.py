@@ -486,7 +486,7 @@ def _mode(modules: Iterable[nn.Module], *, training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_onednn() -> Iterator[None]:
-    enabled = torch.backends.mkldnn.enabled
+    enabled = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)  # its own context manager warns of other settings
     try:
         yield

@@ -198,10 +198,10 @@ def _stack(analysis: Analysis, node: Node) -> list[Axes]:
     shape = analysis.shape(node)
     dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape)
     first, *rest = (analysis.axes[ident] for ident in node.inputs)
-    relate = analysis.labels.unite
-    if _taken_apart(analysis, node, dim):
+    apart = _taken_apart(analysis, node, dim)
+    if apart:
         analysis.stacked[node.outputs[0] or 0] = list(node.inputs)
-        relate = analysis.same_count
+    relate: Callable[[Axis, Axis], None] = analysis.same_count if apart else analysis.labels.unite
     for axes in rest:
         for a, b in zip(first, axes, strict=True):
             relate(a, b)
