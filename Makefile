@@ -4,6 +4,7 @@ PYTHON ?= python3
 JOBS ?= 2
 SEED ?= 0
 SEEDS ?= 3
+NETWORKS ?= 5000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo compare-demo test test-browser check docs pictures format train soak fuzz \
+.PHONY: help demo compare-demo test test-browser check docs pictures format train soak fuzz fuzz-files \
 	bench-cut bench-oracle bench-score bench-workers bench-lenet bench-report bench-sparse export-zoo \
 	versus vgg clean bench-dead bench-masks sparsify-zoo
 
@@ -56,7 +57,10 @@ train: $(VENV)/.runtime  ## train the LeNet-5 of the demo from SEED
 soak: $(VENV)/.test  ## kill a run at 20 random moments, and resume it to the same result
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
 
-fuzz: $(VENV)/.test  ## read 1,000 broken files, made from SEED
+fuzz: $(VENV)/.test  ## the laws on NETWORKS random networks, drawn from SEED, in JOBS processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.generated --networks $(NETWORKS) --seed $(SEED) --jobs $(JOBS)
+
+fuzz-files: $(VENV)/.test  ## read 1,000 broken files, made from SEED
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --files 1000 --seed $(SEED)
 
 bench-cut: $(VENV)/.bench  ## time trace, plan and apply against Torch-Pruning
@@ -82,6 +86,9 @@ sparsify-zoo: $(VENV)/.test  ## dynamic network surgery on 24 networks: masks, d
 
 bench-masks: $(VENV)/.test  ## time a training step with masks against a plain one
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/mask_step.py
+
+large: $(VENV)/.test  ## trace Llamas of 7 and 70 billion parameters by their shapes; a real one of 1 billion
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -W ignore benchmarks/large.py
 
 bench-lenet: $(VENV)/.runtime  ## the demo's error and latency at 20% and 10% of the MACs, 3 seeds
 	PYTHONPATH=examples/mnist $(BIN)/python benchmarks/lenet_seeds.py
@@ -130,7 +137,7 @@ reproduce: correlation flops iterative criteria-versus  ## the four above: three
 reproduce-quick:  ## a small form of the four: ten minutes
 	$(MAKE) reproduce QUICK=1
 
-.PHONY: obd
+.PHONY: large obd
 obd: $(VENV)/.test  ## Optimal Brain Damage on digits: predicted and true change, retraining
 	$(REPRODUCE) benchmarks/obd_digits.py $(WITH) --results $(RUNS)/obd.jsonl --out $(PAGES)/obd.md
 

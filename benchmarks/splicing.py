@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 import typer
 from cells import SEEDS, called, read, run_cells, train_bases
+from safetensors.torch import save_file
 from splicing_page import document
-from tasks import TASKS
+from tasks import CACHE, TASKS
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.atomic import write_text
+from secateurs.atomic import write_text, write_with
 from secateurs.sparse.masks import Masks
 
 
@@ -61,6 +62,7 @@ RECIPES = {
         hold=0.5,
         start=20,
         options={"ramp": 0.4, "stop": 0.75, "every": 20, "precision": "bf16"},
+        shift=1,
     ),
     "lenet-300-100": Recipe(
         updates=10_000,
@@ -83,8 +85,9 @@ RECIPES = {
 }
 RECIPES["alexnet-full"] = RECIPES["alexnet-quarter"]
 ON_GPU = {"alexnet-full"}
+SPLICED = CACHE.parent / "spliced"
 QUICK = "lenet-300-100"  # that of the quick form
-COMPRESSIONS = {"lenet5": (108.0, 150.0, 300.0), "lenet-300-100": (56.0, 80.0)}
+COMPRESSIONS = {"lenet5": (108.0, 150.0), "lenet-300-100": (56.0, 80.0)}
 COMPRESSIONS |= {"alexnet-quarter": (17.7,), "alexnet-full": (17.7,)}
 
 
@@ -148,6 +151,7 @@ def run(cell: Cell) -> tuple[Cell, dict]:
         **settings,
     )
     model = result.model.to("cpu", memory_format=torch.contiguous_format)
+    write_with(network_of(cell), partial(save_file, model.state_dict()))
     if cell.compression > 1:
         model = sc.remove_dead(model, example)
     kept = Masks.from_zeros(model)
@@ -164,6 +168,14 @@ def run(cell: Cell) -> tuple[Cell, dict]:
         "updates": result.history[-1]["update"],
         "seconds": time.perf_counter() - started,
     }
+
+
+def network_of(cell: Cell) -> Path:
+    """Where the weights are kept, with zeros for what is gone."""
+    kind = "spliced" if cell.splice else "pruned"
+    extra = ("-held-out" if cell.validation else "") + (f"-{cell.scale:g}" * (cell.scale != 1))
+    name = f"{cell.net}-{kind}-{cell.compression:g}x-seed{cell.seed}{extra}"
+    return SPLICED / f"{name}.safetensors"
 
 
 def falling(
@@ -190,10 +202,12 @@ def cells(nets: Iterable[str], seeds: int, scale: float, validation: bool) -> li
     """Everything on the page, what matters most first."""
     out = []
     for net in nets:
-        kinds = [(ratio, splice) for splice in (True, False) for ratio in COMPRESSIONS[net]]
+        first, *others = ([(ratio, True), (ratio, False)] for ratio in COMPRESSIONS[net])
         out += [
             Cell(net, compression, splice, seed, scale, validation)
-            for (compression, splice), seed in product([*kinds, (1.0, True)], range(seeds))
+            for (compression, splice), seed in product(
+                [*first, (1.0, True), *chain(*others)], range(seeds)
+            )
         ]
     return out
 

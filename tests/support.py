@@ -29,10 +29,10 @@ def randomise(model: nn.Module, seed: int = 0, *, weights: bool = False) -> nn.M
 
 
 def doubled(thing: Any, seed: int = 0) -> Any:
-    """A randomised model in eval mode, or any nest of tensors, in float64."""
+    """A randomised model in eval mode, or any nest of tensors, in float64; indices stay."""
     if isinstance(thing, nn.Module):
         return randomise(thing.double(), seed).eval()
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.double(), thing)
+    return pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, thing)
 
 
 def call(model: nn.Module, inputs: Any) -> list[Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.generated import Generated, Spec, specs
+from tests.generated import Network, image_networks
 from tests.networks import NETWORKS, network
 from tests.support import call, doubled, relative_error, snapshot
 from tests.zoo import zoo_model
@@ -113,11 +113,9 @@ def test_networks_of_torchvision_compute_the_same(name: str) -> None:
 
 
 @settings(max_examples=15)
-@given(specs(), st.sampled_from([1.0, 0.1, 0.03]), st.integers(0, 99))
-def test_generated_networks_compute_the_same(spec: Spec, kept: float, seed: int) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model, x = doubled(Generated(spec)), torch.randn(2, 3, 8, 8).double()
+@given(image_networks(), st.sampled_from([1.0, 0.1, 0.03]), st.integers(0, 99))
+def test_generated_networks_compute_the_same(network: Network, kept: float, seed: int) -> None:
+    model, (x,) = network.module(), network.example()
     thin(model, kept, seed)
     plant(model, x, seed)
     _, small = law(model, x)

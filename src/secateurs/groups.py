@@ -157,11 +157,16 @@ class Selection:
     def _removed(self, factor: Factor) -> Bools:
         mask = self._masks.get(id(factor))
         if mask is None:
-            if factor.labels is None:
-                mask = np.zeros(factor.size, dtype=bool)
-            else:
-                mask = self.gone(factor.labels)
+            mask = self._fewer(factor) if factor.labels is None else self.gone(factor.labels)
             self._masks[id(factor)] = mask
+        return mask
+
+    def _fewer(self, factor: Factor) -> Bools:
+        """Which indices go of a factor without labels: of a repetition, as many as copies do."""
+        mask = np.zeros(factor.size, dtype=bool)
+        if factor.copies is not None and factor.frozen is None:
+            own = self.removed((factor.copies.own,)).reshape(-1, factor.size)
+            mask[factor.size - int(own[0].sum()) :] = True
         return mask
 
     def gone(self, labels: Ints) -> Bools:
@@ -362,6 +367,9 @@ class Graph:
 
     def groups_of(self, factor: Factor) -> list[int]:
         """The numbers of the groups that have units along a leaf factor."""
+        factor = find(factor)
+        if factor.labels is None and factor.copies is not None:
+            factor = factor.copies.own
         units = self.incidence(factor)[1]
         return np.unique(self.group_of[units]).tolist() if len(units) else []
 

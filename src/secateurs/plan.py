@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from .errors import FileError, MendError, PlanError
 from .slices import Slices, complement
 from .surgery.fold import Scale
 from .surgery.mend import Literal, mend
+from .surgery.restate import Restated
 from .surgery.views import View
 from .trace.labels import Axis
 from .trace.record import modules_of, tensor_of
@@ -41,6 +43,7 @@ class Plan:
         scales: rows of weights that are multiplied by a factor, to make up for a number that the
             code computes from a size, such as the 1/√d of attention.
         views: views in a module's code that find one of their sizes themselves in that module.
+        restated: sizes given to single calls in a module's code, which computes others.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
@@ -58,6 +61,7 @@ class Plan:
     literals: tuple[Literal, ...] = ()
     exact: bool = True
     scales: tuple[Scale, ...] = ()
+    restated: tuple[Restated, ...] = ()
     views: tuple[View, ...] = ()
 
     def __len__(self) -> int:
@@ -130,7 +134,13 @@ class Plan:
                 raise PlanError(f"the second plan does not fit the result of the first at {path!r}")
             tensors[path] = slices if before is None else before.then(slices)
         attributes = dict(self.attributes)
+        restated = {(r.module, i): r for i, r in _numbered(self.restated)}
         for attribute, (old, new) in other.attributes.items():
+            path, _, item = attribute.rpartition(".")
+            mine = (path, int(item[7:-1])) if item.startswith("stated[") else None
+            if mine in restated:
+                restated[mine] = replace(restated[mine], new=new)
+                continue
             attributes[attribute] = (attributes.get(attribute, (old, new))[0], new)
         literals = {literal.key: literal for literal in self.literals}
         for literal in other.literals:
@@ -146,6 +156,7 @@ class Plan:
             tuple(literals.values()),
             self.exact and other.exact,
             tuple(scales),
+            (*restated.values(), *other.restated),
             tuple(dict.fromkeys([*self.views, *other.views])),
         )
 
@@ -175,6 +186,7 @@ class Plan:
             "attributes": {name: list(pair) for name, pair in self.attributes.items()},
             "literals": [literal.to_list() for literal in self.literals],
             **({"scales": [s.to_list() for s in self.scales]} if self.scales else {}),
+            **({"restated": [r.to_list() for r in self.restated]} if self.restated else {}),
             **({"views": [v.to_list() for v in self.views]} if self.views else {}),
         }
 
@@ -199,6 +211,7 @@ class Plan:
             tuple(Literal(*item) for item in parsed.literals),
             parsed.exact,
             tuple(Scale(*item) for item in parsed.scales),
+            tuple(Restated(*item) for item in parsed.restated),
             tuple(View(*item) for item in parsed.views),
         )
         plan._check_indices()
@@ -268,6 +281,14 @@ class Plan:
         return cls.from_json(read_text(path))
 
 
+def _numbered(restated: Iterable[Restated]) -> Iterator[tuple[int, Restated]]:
+    """Each with its number among those of the same module."""
+    seen: Counter[str] = Counter()
+    for one in restated:
+        yield seen[one.module], one
+        seen[one.module] += 1
+
+
 def _numel(slices: Slices) -> int:
     return math.prod(slices.shape)
 
@@ -304,6 +325,7 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
         tuple(mended.literals),
         all(graph[name].exact for name in chosen),
         tuple(mended.scales),
+        tuple(mended.restated),
         tuple(mended.views),
     )
 

@@ -37,9 +37,10 @@ class PlanSchema(BaseModel):
     exact: bool
     tensors: dict[str, SlicesSchema]
     attributes: dict[AttributeName, tuple[Size, Size]]
-    literals: list[tuple[str, str, Size, Size]]
+    literals: list[tuple[str, str, int, int]]
     scales: list[tuple[str, Index, list[Index], Factor]] = []
     views: list[tuple[str, str, str, Index]] = []
+    restated: list[tuple[str, str, Size, Index, int]] = []
 
 
 def parse(data: Any) -> PlanSchema:

@@ -2,8 +2,9 @@
 
     python -m tests.generated --networks 5000 --seed 0 --jobs 2
 
-Networks are drawn in runs of 50, each from a seed of its own: the same seed and count give the same
-networks, in any number of processes. Every kind of failure is shrunk, and written to a file as a test.
+Networks are drawn in runs of 50, each from a seed of its own: the same seed and count give the
+same networks, in any number of processes. Every kind of failure is shrunk, and written to a file as
+a test.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-from tests.generated.search import Found, search
+from tests.generated.search import Found, Run, search, shrunk
 
 RUN = 50
 
@@ -28,25 +29,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz"))
     given = parser.parse_args()
     begun = time.perf_counter()
-    runs = [(min(RUN, given.networks - start), 1_000_000 * given.seed + start)
+    runs = [Run(min(RUN, given.networks - start), 1_000_000 * given.seed + start)
             for start in range(0, given.networks, RUN)]  # fmt: skip
     found = Found()
     with ProcessPoolExecutor(given.jobs, get_context("spawn"), max_tasks_per_child=20) as pool:
-        for done in as_completed([pool.submit(search, *run) for run in runs]):
+        for done in as_completed([pool.submit(search, run) for run in runs]):
             found.add(done.result())
-            print(f"\r{found.tally['networks']} networks, {found.failures.total()} failures",
-                  end="", file=sys.stderr, flush=True)  # fmt: skip
-    print(file=sys.stderr)
+            print(f"{found.tally['networks']} networks, {found.failures.total()} failures",
+                  file=sys.stderr, flush=True)  # fmt: skip
+        tests = list(pool.map(shrunk, found.met.keys(), found.met.values()))
+    written = {kind: write(given.out, kind, test)
+               for kind, test in zip(found.met, tests, strict=True)}  # fmt: skip
     for name, count in sorted(found.tally.items()):
         print(f"{count:>8}  {name}")
     for kind, count in found.failures.most_common():
-        path = given.out / f"{re.sub(r'[^a-z]+', '-', kind.lower())[:80].strip('-')}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(found.smallest[kind])
-        print(f"{count:>8}  FAILED: {kind}\n          {path}")
+        print(f"{count:>8}  FAILED: {kind}\n          {written[kind]}")
     print(f"seed {given.seed}, {found.failures.total()} failures, "
           f"{time.perf_counter() - begun:.0f} s")  # fmt: skip
     sys.exit(1 if found.failures else 0)
+
+
+def write(folder: Path, kind: str, test: str) -> Path:
+    """Put a test where it can be found."""
+    path = folder / f"{re.sub(r'[^a-z]+', '-', kind.lower())[:80].strip('-')}.py"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(test)
+    return path
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ A *slice* is one index of one axis of a parameter or buffer. A set of slices is 
    gives outputs of the same shapes; no axis is emptied, none of its code is changed;
 2. it then gives the same as the whole module in which the slices are set to zero.
 
-Nothing here knows of operations, labels or gates. Where a unit is read by weights alone, setting its
-slices to zero sets those that read it to zero: that is the network gated at its reads. So a set is
-clean exactly if its deletion keeps the law of the cut. Where a set is cut from networks with
-statistics over an axis, the two differ: it is not clean, and such cuts are left to the other laws.
+Nothing here knows of operations, labels or gates. Where a unit is read by weights alone, setting
+its slices to zero sets those that read it to zero: that is the network gated at its reads. So a set
+is clean exactly if its deletion keeps the law of the cut. Where a statistic is taken over the axis,
+the two differ: the set is not clean, and such cuts are left to the other laws.
 
 Whether (1) holds depends on how many indices each axis loses, and not on which: one try for each
 vector of counts, and then every set with counts that ran. That leaves no subset out.
@@ -150,9 +150,9 @@ def smallest(group: Group) -> Iterator[list[int]]:
 def faults(graph: Graph, clean: Collection[Cut]) -> list[str]:
     """Where a graph and the search differ.
 
-    A clean set that is no union of what the graph's smallest plans delete: a group is coarser than need
-    be, or an axis is frozen that could be cut. A smallest plan of an exact group that is not clean: a
-    coupling is missed. Plans that rewrite a number in the code are left out of the second.
+    A clean set that is no union of what the graph's smallest plans delete: a group is coarser than
+    need be, or an axis is frozen that could be cut. A smallest plan of an exact group that is not
+    clean: a coupling is missed. Plans that rewrite a number in the code are left out of the second.
     """
     plans = [graph.plan({group.name: units}) for group in graph for units in smallest(group)]
     made = [slices(plan) for plan in plans]

@@ -123,9 +123,11 @@ class Builder:
             return self.keep("size", str(n))
         return live if how == "live" else str(n)
 
-    def done(self, *outputs: Value) -> Network:
-        names = ", ".join(map(str, outputs))
-        form = self.pick(names, f"[{names}]", f"{{'out': {names}}}") if len(outputs) == 1 else names
+    def done(self, *outputs: Value, plain: bool = False) -> Network:
+        """The network that returns these: as they are, or in some form."""
+        form = ", ".join(map(str, outputs))
+        if len(outputs) == 1 and not plain:
+            form = self.pick(form, f"[{form}]", f"{{'out': {form}}}")
         lines = (*self.forward, f"return {form}")
         return Network(tuple(self.init), lines, tuple(self.inputs))
 

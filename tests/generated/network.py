@@ -64,5 +64,4 @@ class Network:
         """Inputs: numbers in float64, or indices."""
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            made = [eval(text, {"torch": torch}) for _, text in self.inputs]
-        return tuple(t.double() if t.is_floating_point() else t for t in made)
+            return doubled(tuple(eval(text, {"torch": torch}) for _, text in self.inputs))

@@ -1,4 +1,4 @@
-"""Many networks from one seed: what fails, each kind of failure once, as small as it gets."""
+"""Many networks from one seed: what fails, and each kind of failure as small as it gets."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ from .strategies import networks
 Try = Callable[[Network, int], None]
 
 
+@dataclass(frozen=True)
+class Run:
+    """So many networks, drawn from a seed."""
+
+    count: int
+    seed: int
+
+
 @dataclass
 class Found:
     """What came of some networks.
@@ -26,21 +34,21 @@ class Found:
     Attributes:
         tally: of the laws, over all networks.
         failures: kind of failure -> how often it was met.
-        smallest: kind of failure -> the shrunk network, as a test.
+        met: kind of failure -> a run that meets it.
     """
 
     tally: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
-    smallest: dict[str, str] = field(default_factory=dict)
+    met: dict[str, Run] = field(default_factory=dict)
 
     def add(self, other: Found) -> None:
         self.tally += other.tally
         self.failures += other.failures
-        self.smallest = {**other.smallest, **self.smallest}
+        self.met = {**other.met, **self.met}
 
 
-def search(count: int, number: int) -> Found:
-    """Try so many networks, drawn from a seed."""
+def search(run: Run) -> Found:
+    """Try the networks of a run."""
     torch.set_num_threads(1)
     found = Found()
 
@@ -51,23 +59,23 @@ def search(count: int, number: int) -> Found:
             found.tally["networks"] += 1
             found.failures[kind_of(error)] += 1
 
-    draw(note, count, number, [Phase.generate])
-    for kind in found.failures:
-        found.smallest[kind] = shrunk(kind, count, number)
+    draw(note, run, [Phase.generate])
+    found.met = dict.fromkeys(found.failures, run)
     return found
 
 
-def draw(attempt: Try, count: int, number: int, phases: list[Phase]) -> None:
+def draw(attempt: Try, run: Run, phases: list[Phase]) -> None:
     """Call a function with networks and choices of units, until it raises."""
     decide = settings(
-        max_examples=count, phases=phases, database=None, deadline=None, print_blob=False,
+        max_examples=run.count, phases=phases, database=None, deadline=None, print_blob=False,
         report_multiple_bugs=False, suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    seed(number)(decide(given(networks(), st.integers(0, 99))(attempt)))()
+    seed(run.seed)(decide(given(networks(), st.integers(0, 99))(attempt)))()
 
 
-def shrunk(kind: str, count: int, number: int) -> str:
+def shrunk(kind: str, run: Run) -> str:
     """The smallest network found that fails in this way, as a test."""
+    torch.set_num_threads(1)
     last: list[str] = []
 
     def again(network: Network, units: int) -> None:
@@ -79,7 +87,7 @@ def shrunk(kind: str, count: int, number: int) -> str:
                 raise
 
     try:
-        draw(again, count, number, [Phase.generate, Phase.shrink])
+        draw(again, run, [Phase.generate, Phase.shrink])
     except Exception:  # noqa: BLE001 - it was noted where it was raised
         return last[0]
     return f"# not met again: {kind}\n"

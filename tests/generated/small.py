@@ -1,8 +1,9 @@
 """Networks of at most sixteen slices, for the search by brute force.
 
-They are made of what runs at any size, since their code is not mended there, and of smooth functions,
-so that no two different cuts agree by chance. No view splits an axis in two: there the library offers
-whole rows and whole columns of the grid, by design, and a search finds any set that leaves a grid.
+They are made of what runs at any size, since their code is not mended there, and of smooth
+functions, so that no two different cuts agree by chance. No view splits an axis in two: there the
+library offers whole rows and whole columns of the grid, by design, and a search finds any set that
+leaves a grid.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def small_networks(draw: Any) -> Network:
     x = linear(b, b.argument("torch.randn(6, 1)", "vector", 1), widths(b))
     while b.more():
         x = b.pick(*STEPS)(b, x)
-    return b.done(linear(b, smooth(b, x), 1))
+    return b.done(linear(b, smooth(b, x), 1), plain=True)
 
 
 def attention(b: Builder) -> Network:
@@ -112,7 +113,7 @@ def attention(b: Builder) -> Network:
     shared, own = widths(b), widths(b)
     q, k, v = (plain(b, x, size) for size in (shared, shared, own))
     y = b.like(v, f"F.softmax({q} @ {k}.transpose(-2, -1), -1) @ {v}")
-    return b.done(plain(b, y, 1))
+    return b.done(plain(b, y, 1), plain=True)
 
 
 def plain(b: Builder, x: Value, width: int) -> Value:

@@ -75,4 +75,4 @@ def image_networks(draw: Any) -> Network:
     """Networks on planes of eight by eight that end in three outputs."""
     b = Builder(draw, STEPS)
     x = images.projected(b, plane(b), b.width())
-    return b.done(head(b, steps(b, x, still=True)))
+    return b.done(head(b, steps(b, x, still=True)), plain=True)

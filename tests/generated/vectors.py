@@ -107,8 +107,8 @@ def cells(b: Builder, x: Value) -> Value:
     hidden = b.pick(3, 2, 4)
     cell = b.layer("LSTMCell", x.width, hidden)
     h = b.value(f"{x}.new_zeros({x}.shape[0], {b.said(hidden)})", "vector", hidden)
-    b.lines(f"c = torch.zeros_like({h})",
-            f"for t in range({x.shape[0]}):", f"    {h}, c = {cell}({x}[:, t], ({h}, c))")  # fmt: skip
+    b.lines(f"c = torch.zeros_like({h})", f"for t in range({x.shape[0]}):",
+            f"    {h}, c = {cell}({x}[:, t], ({h}, c))")  # fmt: skip
     return h
 
 

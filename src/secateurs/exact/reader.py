@@ -30,23 +30,24 @@ def subtraction(
     """How to take a unit's part from the result of a reader; None if it must run in full."""
     node = recording.nodes[position]
     layouts = recording.layouts or {}
+    name = op_name(node.op)
+    if name not in ("addmm", "mm", "convolution"):
+        return None  # a norm reads too, and its second argument is a number
     if len(cuts) != 1 or node.kwargs or not changed.isdisjoint(node.inputs):
         return None
-    cut, name = cuts[0], op_name(node.op)
+    cut = cuts[0]
     values = recording.graph.program.values
     out = node.outputs[0]
     if cut.value not in layouts or out not in layouts:
         return None
-    operand = {"addmm": 1, "mm": 0}.get(name, 0)
-    weight = node.args[operand + 1] if len(node.args) > operand + 1 else None
+    operand = 1 if name == "addmm" else 0
+    weight = node.args[operand + 1]
     x, z = layouts[cut.value], layouts[out]
     if (cut.arg, cut.dim, x.dim, z.dim, x.outer, z.outer) != (operand, 1, 0, 0, 1, 1):
         return None
-    if weight is None or values[weight.id].live:
+    if values[weight.id].live:
         return None
-    if name in ("addmm", "mm"):
-        return _Product(x, z, cut)
-    return _Convolution(cut, node.args) if name == "convolution" else None
+    return _Convolution(cut, node.args) if name == "convolution" else _Product(x, z, cut)
 
 
 def weight_of(recording: Recording, position: int) -> int:

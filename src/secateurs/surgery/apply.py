@@ -18,6 +18,7 @@ from ..trace.stand_in import adopt
 from .config import mend_config
 from .fold import Scale
 from .mend import Literal
+from .restate import install
 from .views import View, with_code, with_numbers, without_size
 
 M = TypeVar("M", bound=nn.Module)
@@ -76,6 +77,8 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
         modules[path].__dict__[method] = MethodType(function, modules[path])
     for literal in plan.literals:
         _rewrite(modules[literal.module], literal)
+    for restated in plan.restated:
+        install(modules[restated.module], restated)
     adopt(modules, {name.rpartition(".")[0] for name in plan.tensors})
     mend_config(model, plan.changed_sizes(), plan.attributes)
     return model

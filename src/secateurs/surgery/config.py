@@ -41,7 +41,7 @@ def mend_config(model: nn.Module, sizes: Sizes, changed: Iterable[str]) -> None:
         UserWarning: no configuration describes the model; it is left as it was.
     """
     config = model.__dict__.get("config")
-    if not sizes or not _is_config(config) or not hasattr(model, "save_pretrained"):
+    if not sizes or not _is_config(config) or not callable(getattr(model, "save_pretrained", None)):
         return
     found = _Search(model, config, frozenset(changed)).best(_candidates(model, config, sizes))
     if found is None:
@@ -79,7 +79,7 @@ def _candidates(model: nn.Module, config: Any, sizes: Sizes) -> list[Change]:
     for module in model.modules():
         if module.__dict__.get("config") is not None:
             for name, value in own_attributes(module):
-                if type(value) is int and value > 1 and not hasattr(config, name):
+                if type(value) is int and value > 1 and getattr(config, name, None) is None:
                     out.append(((name,), value))
     return list(dict.fromkeys(out))
 
@@ -95,8 +95,9 @@ def _edited(config: Any, changes: Iterable[Change]) -> Any:
 
 def _reread(config: Any) -> Any:
     """The configuration as it comes back from a file; whatever its class raises if it is bad."""
-    if hasattr(config, "validate"):
-        config.validate()
+    validate = getattr(config, "validate", None)
+    if validate is not None:
+        validate()
     return type(config).from_dict(config.to_dict())
 
 
@@ -172,7 +173,7 @@ def _portrait(model: nn.Module) -> Mapping[str, Any]:
 
 def _replace(model: nn.Module, changes: frozenset[Change]) -> None:
     """Every module gets the mended copy of the configuration that it holds."""
-    old = {path: value for path, value in _fields(model.__dict__["config"])}
+    old = dict(_fields(model.__dict__["config"]))
     made: dict[int, tuple[Any, Any]] = {}
     for module in model.modules():
         for name, value in own_attributes(module):

@@ -19,7 +19,7 @@ from ..trace.analyse import Analysis
 from ..trace.attention import operands
 from ..trace.program import Node, Ref, fill
 from ..trace.rules import is_linear, is_pointwise, op_name
-from ..trace.tagged import Source, TaggedInt
+from ..trace.tagged import Source, TaggedFloat, TaggedInt
 
 _MOVES = frozenset(
     "view _unsafe_view reshape _reshape_alias unsqueeze squeeze flatten permute transpose t "
@@ -79,7 +79,10 @@ def computed_factors(analysis: Analysis) -> list[Computed]:
                 attended.add(id(call))
                 out.append(Computed(position, call.floats[0], call.floats[0].source, 1))
         elif name in ("mul", "div"):
-            tagged = [*call.floats, *(i for i in call.integers if isinstance(i, TaggedInt))]
+            tagged: list[TaggedInt | TaggedFloat] = [
+                *call.floats,
+                *(i for i in call.integers if isinstance(i, TaggedInt)),
+            ]
             given = [a for a in node.args[1:2] if isinstance(a, (int, float))]
             found = next((n for n in tagged if n in given), None)
             if found is not None:
@@ -129,7 +132,7 @@ class _Region:
 
     def __init__(self, folder: Folder, value: int, reader: int):
         self.folder, self.program = folder, folder.program
-        self.inside = {reader}
+        self.reader, self.inside = reader, {reader}
         self.made: list[tuple[int, int]] = []  # (value, weight or bias that makes its columns)
         self.whole: list[int] = []  # parameters that are scaled as they are
         self.seen: set[int] = set()
@@ -198,7 +201,10 @@ class _Region:
             raise self._refuse(node)
         elif name in ("add", "sub", *_JOINS):
             for value in node.inputs:
-                self._back(value)
+                if not self._live(value) and name not in _JOINS:
+                    self.made += [(out, value) for out in node.outputs if out is not None]
+                else:
+                    self._back(value)
         else:
             self._back(next(v for v in node.inputs if self._live(v)))
 
@@ -271,11 +277,16 @@ class _Region:
             value, columns = todo.pop()
             for position in self.folder.readers.get(value, ()):
                 node = self.program.nodes[position]
+                inside = position in self.inside
                 if op_name(node.op) in _MOVES:
                     moved = zip(node.outputs, _moved(node, columns), strict=True)
                     todo += [(v, c) for v, c in moved if v is not None]
+                elif inside and position != self.reader and is_pointwise(node.op):
+                    (out,) = node.outputs  # it may go on with more than the region is made of
+                    shape = self.program.values[out or 0].shape
+                    todo.append((out or 0, columns.broadcast_to(shape)))
                 else:
-                    used = mine if position in self.inside else others
+                    used = mine if inside else others
                     used.update(columns.unique().tolist())
         return mine, others
 

@@ -3,8 +3,7 @@
 While the model was traced, its attributes and its tensors' sizes were handed out with their
 provenance. Every torch function that states a size after the cut gives an equation: what it was
 given must become the new size. Attributes are solved from these equations; a number written in the
-code of a module is rewritten for that module alone, and so is a view that takes its size from a
-tensor which has another one by then; anything else is refused.
+code of a module is rewritten for that module alone; anything else is refused.
 """
 
 from __future__ import annotations
@@ -19,12 +18,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ..errors import MendError
 from ..trace.analyse import Analysis
+from ..trace.labels import leaves
 from ..trace.program import Call, Node
 from ..trace.sizes import Cut, stated_sizes, states_sizes
 from ..trace.tagged import Attribute, Size, Source, TaggedInt, evaluate, leaves_of
 from .fold import Computed, Folder, Scale, computed_factors
+from .restate import Restated
 from .views import View, view_text
 
+Equation: TypeAlias = tuple[Source, int, Call, int]  # what is given, what is needed, where
 Axes: TypeAlias = Mapping[tuple[str, int], tuple[int, int]]
 
 # Attributes that describe a weight's axes to a reader, as 'weight.attribute', by the role of the
@@ -34,7 +36,8 @@ _DESCRIBES = {
         r"(.*\.(out_|embedding_dim|num_features|num_experts)|weight_hr.*\.proj_size|weight_hh\.hidden_size)"
     ),
     "reads": re.compile(
-        r"(.*\.(in_|embed_dim$|[kv]dim$)|weight_ih.*\.input_size|weight_h[hr].*\.hidden_size)"
+        r"(.*\.(in_|embed_dim$|[kv]dim$)|weight_ih(_l0(_reverse)?)?\.input_size|weight_h[hr].*\.hidden_size|"
+        r"down_proj\.intermediate_(dim|size)|gate_up_proj\.hidden_(dim|size))"
     ),
     "carries": re.compile(
         r".*\.(num_(features|channels|parameters)|in_channels|out_channels|num_experts)"
@@ -68,23 +71,6 @@ class Literal:
         return [self.module, self.method, self.old, self.new]
 
 
-class Equation(NamedTuple):
-    """Argument `at` of a call's integers must be `value` after the cut."""
-
-    source: Source
-    value: int
-    call: Call
-    at: int
-
-
-class Solved(NamedTuple):
-    """What the sizes that some nodes state ask for after a cut."""
-
-    attributes: dict[Attribute, int]
-    literals: list[Literal]
-    views: list[View]
-
-
 @dataclass(frozen=True)
 class Mended:
     """What else a cut changes, beside the tensors that it shortens.
@@ -93,12 +79,23 @@ class Mended:
         attributes: attribute -> (before, after).
         literals: numbers in the code.
         scales: rows of weights that take up a number which the code computes from a size.
-        views: views in the code that find one of their sizes by themselves.
+        restated: sizes that the code computes from others which no longer agree.
+        views: views in the code that find such a size by themselves.
     """
 
     attributes: dict[Attribute, tuple[int, int]]
     literals: list[Literal]
     scales: list[Scale]
+    restated: list[Restated]
+    views: list[View]
+
+
+class Solved(NamedTuple):
+    """Attributes' sizes after a cut, numbers in the code, and sizes to state anew or to leave."""
+
+    attributes: dict[Attribute, int]
+    literals: list[Literal]
+    restated: list[Restated]
     views: list[View]
 
 
@@ -113,13 +110,13 @@ def mend(analysis: Analysis, cut: Cut, axes: Axes) -> Mended:
     Raises:
         MendError: a size is fixed by something that cannot be rewritten.
     """
-    solved, literals, views = solve(analysis, cut, sized_nodes(analysis))
+    solved, literals, restated, views = solve(analysis, cut, sized_nodes(analysis))
     before = analysis.program.attributes
     after = {**_descriptions(analysis, axes, solved), **solved}
     changed = {a: (before[a], n) for a, n in after.items() if before[a] != n}
     computed = computed_factors(analysis)
     scales = rescale(analysis, cut, solved, computed, Folder(analysis))
-    return Mended(changed, literals, scales, views)
+    return Mended(changed, literals, scales, restated, views)
 
 
 def rescale(
@@ -146,17 +143,17 @@ def rescale(
 
 
 def solve(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Solved:
-    """The attributes, literals and views that these nodes' functions need after a cut.
+    """What these nodes' functions need after a cut.
 
     Raises:
         MendError: as for `mend`.
     """
     equations: list[Equation] = []
     literals: dict[tuple[str, str, int], tuple[Literal, set[int]]] = {}
-    for call, at, old, new in _given_sizes(analysis, cut, nodes):
-        given = call.integers[at]
+    for call, place, old, new in _given_sizes(analysis, cut, nodes):
+        given = call.sizes[place]
         if isinstance(given, TaggedInt):
-            equations.append(Equation(given.source, new, call, at))
+            equations.append((given.source, new, call, place))
         elif old != new:
             literal = _literal(analysis, call, old, new)
             entry = literals.setdefault(literal.key, (literal, set()))
@@ -166,18 +163,18 @@ def solve(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Solved:
                     f"place and {new} in another; use two attributes instead of the number"
                 )
             entry[1].add(call.at)
-    after, views = _solve(equations, _Known(analysis, cut))
+    after, restated, views = _solve(equations, _Known(analysis, cut))
     for literal, sites in literals.values():
         _check_literal(analysis, literal, sites)
-    return Solved(after, [literal for literal, _ in literals.values()], views)
+    return Solved(after, [literal for literal, _ in literals.values()], restated, views)
 
 
 def demands(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> dict[Attribute, int]:
     """What a cut asks of the attributes that state a size by themselves, where it shrinks."""
     return {
         given.source: new
-        for call, at, old, new in _given_sizes(analysis, cut, nodes)
-        if isinstance(given := call.integers[at], TaggedInt)
+        for call, place, old, new in _given_sizes(analysis, cut, nodes)
+        if isinstance(given := call.sizes[place], TaggedInt)
         and isinstance(given.source, Attribute)
         and new < old
     }
@@ -186,20 +183,19 @@ def demands(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> dict[Attribu
 def _given_sizes(
     analysis: Analysis, cut: Cut, nodes: Iterable[Node]
 ) -> Iterator[tuple[Call, int, int, int]]:
-    """(call, which of its integers, size before, size after) for every stated size."""
+    """(call, place of the integer given, size before, size after) for every stated size."""
     taken: set[tuple[int, int]] = set()
     for node in nodes:
         call = node.call
         stated = list(stated_sizes(analysis, node, cut))
         if call is None or not stated:
             continue
-        positive = [at for at, i in enumerate(call.integers) if i > 0]
-        given = [call.integers[at] for at in positive]
+        given = call.sizes
         last = node.name.endswith("convolution")  # its groups come after strides and paddings
         places = _places(given, [old for old, _ in stated], id(call), taken, last)
         for (old, new), found in zip(stated, places, strict=True):
             for place in found:
-                yield call, positive[place], old, new
+                yield call, place, old, new
 
 
 def _places(
@@ -242,16 +238,19 @@ class _Known(dict[Any, int]):
         return old if axes is None else self.cut.size(axes[key.dim])
 
 
-def _solve(equations: list[Equation], known: _Known) -> tuple[dict[Attribute, int], list[View]]:
-    """The attributes' new values that satisfy every equation, and views that need not."""
+def _solve(
+    equations: list[Equation], known: _Known
+) -> tuple[dict[Attribute, int], list[Restated], list[View]]:
+    """The attributes' new values that satisfy every equation but those to be stated anew."""
+    restated: dict[tuple[str, str, int, int], Restated] = {}
+    views: dict[int, View] = {}
     for source, value, call, _ in equations:
         if isinstance(source, Attribute) and known.setdefault(source, value) != value:
             raise MendError(
                 f"{source} states two sizes that this plan makes different ({known[source]} and "
                 f"{value}, at {call.place}); delete equally many units of both"
             )
-    views: dict[int, View] = {}
-    for source, value, call, at in equations:
+    for source, value, call, place in equations:
         if evaluate(source, known) == value:
             continue
         for attribute in leaves_of(source):
@@ -261,24 +260,34 @@ def _solve(equations: list[Equation], known: _Known) -> tuple[dict[Attribute, in
                     known[attribute] = found
                     break
         else:
-            view = _view(known.analysis, call, at)
-            if view is None or views.setdefault(id(call), view) != view:
+            view = _view(known.analysis, call, place)
+            if view is not None and views.setdefault(id(call), view) == view:
+                continue
+            new = Restated(call.module, call.name, call.ordinal, place, value)
+            if not _fixed(known.analysis, source) or restated.setdefault(new.key, new) != new:
                 raise MendError(
                     f"{call.place} computes a size that would be {evaluate(source, known)} after "
                     f"the cut where {value} is needed; delete units so that the two agree"
                 )
-    return dict(known), list(dict.fromkeys(views.values()))
+    return dict(known), list(restated.values()), list(dict.fromkeys(views.values()))
 
 
-def _view(analysis: Analysis, call: Call, at: int) -> View | None:
-    """The view that a call is, if it is in a method of a module and can find this size itself."""
-    if call.owner is None or call.code is None:
+def _view(analysis: Analysis, call: Call, place: int) -> View | None:
+    """The view that a call is, if a method of a module writes it and it can find this size."""
+    if call.owner is None or call.code is None or -1 in call.integers:
         return None
     method = analysis.program.methods.get((call.owner, call.code))
-    if method is None:
+    if method is None or len(call.sizes) < len(call.integers):
         return None
-    text = view_text(call, method, at)
-    return None if text is None else View(call.owner, call.code.co_name, text, at)
+    text = view_text(call, method, place)
+    return None if text is None else View(call.owner, call.code.co_name, text, place)
+
+
+def _fixed(analysis: Analysis, source: Source) -> bool:
+    """Whether a size is the same for all inputs: computed from those of the weights alone."""
+    sizes = [leaf for leaf in leaves_of(source) if isinstance(leaf, Size)]
+    axes = [leaf for s in sizes for leaf in leaves(analysis.axes[s.value][s.dim])]
+    return bool(sizes) and analysis.weighted.issuperset(axes)
 
 
 def _invert(source: Source, value: int, attribute: Attribute, known: _Known) -> int | None:
@@ -323,8 +332,8 @@ def _check_literal(analysis: Analysis, literal: Literal, sites: set[int]) -> Non
             uses = sum(value == literal.old for value in constants(code))
             if uses > len(sites):
                 raise MendError(
-                    f"{code.co_filename}: {code.co_name} uses the number {literal.old} {uses} times, and "
-                    f"only {len(sites)} of them would change to {literal.new}; name it"
+                    f"{code.co_filename}: {code.co_name} uses the number {literal.old} {uses} "
+                    f"times, and only {len(sites)} of them would change to {literal.new}; name it"
                 )
 
 

@@ -206,7 +206,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 def _alike(one: Any, other: Any, numbers: dict[int, int]) -> bool:
     """Whether two pieces of code, or constants in them, differ in whole numbers alone.
 
-    What differs is added to `numbers`.
+    What each number of the one is in the other is added to `numbers`.
     """
     if type(one) is not type(other):
         return False
@@ -217,7 +217,7 @@ def _alike(one: Any, other: Any, numbers: dict[int, int]) -> bool:
         return len(one) == len(other) and all(
             _alike(a, b, numbers) for a, b in zip(one, other, strict=True)
         )
-    if type(one) is int and one != other:
+    if type(one) is int:
         return numbers.setdefault(one, other) == other
     return bool(one == other)
 

@@ -143,10 +143,10 @@ class Analysis:
             rules_routing.follow_points(self, node)
         origins: tuple[str, ...] = ()
         for ident in node.inputs:
-            for name in self._origins.get(ident, ()):
-                self.order.setdefault(name, self._position)
-                if name not in origins:
-                    origins += (name,)
+            for path in self._origins.get(ident, ()):
+                self.order.setdefault(path, self._position)
+                if path not in origins:
+                    origins += (path,)
         # a weight that is picked by what depends on the inputs is a weight all the same
         makers = node.inputs[:1] if name in ("index", "index_select") else node.inputs
         weight = bool(makers) and all(ident in self._origins for ident in makers)
@@ -157,7 +157,7 @@ class Analysis:
     # ------------------------------------------------------------------ for the rules
     def is_weight(self, ident: int) -> bool:
         """Whether a value is made of tensors of the model alone, picked by whatever."""
-        return ident in self._origins
+        return bool(self._origins.get(ident))
 
     @cached_property
     def consumers(self) -> dict[int, list[Node]]:
@@ -226,6 +226,16 @@ class Analysis:
                     if kind:
                         self.kinds.setdefault((name, d), kind)
 
+    def read_by(self, ident: int, axis: Axis) -> list[str]:
+        """The tensors from which a value is made that only read the units along an axis."""
+        wanted = {id(leaf) for leaf in leaves(axis)}
+        return [
+            name
+            for name in self._origins.get(ident, ())
+            for d, mine in enumerate(self.axes[self.program.tensors[name]])
+            if self.roles.get((name, d)) == "reads" and wanted & {id(leaf) for leaf in leaves(mine)}
+        ]
+
     def tensor_axes(self, name: str, ident: int) -> list[Axis]:
         axes = self.axes[ident]
         if name in self.blocked:
@@ -254,7 +264,9 @@ class Analysis:
                 self.read(node, arg, ident, dim)
         else:
             sides = (left, right)
-            one, other = (Read(self._position, *side, self.axes[side[1]][side[2]]) for side in sides)
+            one, other = (
+                Read(self._position, *side, self.axes[side[1]][side[2]]) for side in sides
+            )
             self._products.append((one, other))
         self.labels.unite(*axes)
 
@@ -262,6 +274,12 @@ class Analysis:
         """These axes may lose other indices, but as many of them."""
         if one is not other:
             self._alike.append((one, other))
+
+    @cached_property
+    def weighted(self) -> set[Factor]:
+        """The factors of the axes of the model's tensors; ask when all axes are known."""
+        own = self.program.tensors.values()
+        return {leaf for ident in own for axis in self.axes[ident] for leaf in leaves(axis)}
 
     def with_copies(self, axis: Axis) -> Axis:
         """An axis whose indices are each repeated: the copies of one index may go one by one."""

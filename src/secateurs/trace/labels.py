@@ -193,7 +193,7 @@ class Labels:
         self.products.append((labels, np.repeat(self.of(source), repeat.size), self.of(own)))
         self.balance(self.of(own), source.size, "copies of one index")
         factor = self.vector(labels)
-        factor.copies = Copies(source, repeat, own)
+        factor.copies = repeat.copies = Copies(source, repeat, own)
         return factor
 
     def freeze(self, axis: Axis, reason: str) -> None:

@@ -22,20 +22,33 @@ class Ref:
     id: int
 
 
+def can_size(number: int) -> bool:
+    """Whether a number can be a size, or the bound of a slice from either end."""
+    return number > 0 or number < -1
+
+
 @dataclass(slots=True)
 class Call:
     """One torch function that the model called; its integers, and where in whose code.
 
-    `floats` are those of its floats that were computed from a size.
+    `floats` are those of its floats that were computed from a size; `module` was running, and this
+    was call number `ordinal` of that function in its run, its children's calls counted too.
     """
 
     name: str
     integers: list[int]
     floats: list[TaggedFloat] = field(default_factory=list)
+    module: str = ""
+    ordinal: int = 0
     code: CodeType | None = None
     line: int = 0
     at: int = 0
     owner: str | None = None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Those of the integers that can be sizes, or bounds of slices."""
+        return [i for i in self.integers if can_size(i)]
 
     @property
     def place(self) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import math
 import os
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -97,7 +100,20 @@ def tensor_of(modules: Mapping[str, nn.Module], name: str) -> torch.Tensor | Non
     return None
 
 
-_NOTHING = torch.Size((0,))  # of a placeholder for what an operation does not give this time
+_NOTHING = torch.Size((0,))
+
+
+def _is_placeholder(tensor: torch.Tensor) -> bool:
+    """Whether this stands for what an operation does not give this time."""
+    return tensor.shape == _NOTHING and tensor.is_floating_point()
+
+
+@functools.cache
+def _looks(func: Any) -> bool:
+    """Whether values decide what an operation returns to the code: a number, or how many rows."""
+    return func is aten._local_scalar_dense.default or torch.Tag.dynamic_output_shape in func.tags
+
+
 # what was contiguous when recorded may not be in a replay
 _REPLAYED = {aten.view.default: aten.reshape.default}
 _AS_STRIDED = (aten.as_strided.default, aten.as_strided_.default)
@@ -160,6 +176,11 @@ class _Functions(TorchFunctionMode):
             return recorder.tag_shape(args[0], func(*args))
         if func is torch.Tensor.size:
             return recorder.tag_size(args, kwargs or {}, func(*args, **(kwargs or {})))
+        name = function_name(func)
+        for counts in recorder.counts:
+            counts[name] += 1
+        if func is torch.Tensor.numel:
+            return math.prod(recorder.tag_shape(args[0], args[0].shape))
         outer, recorder.call = recorder.call, recorder.note(func, args, kwargs or {})
         try:
             return func(*args, **(kwargs or {}))
@@ -167,9 +188,14 @@ class _Functions(TorchFunctionMode):
             recorder.call = outer
 
 
+def function_name(func: Any) -> str:
+    """What a torch function is called."""
+    return str(getattr(func, "__name__", func))
+
+
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _ATTEND: Any = torch.nn.functional.scaled_dot_product_attention
-_TORCH = torch.__path__[0] + os.sep
+_TORCH = os.path.join(torch.__path__[0], "")
 
 
 class Recorder:
@@ -182,6 +208,7 @@ class Recorder:
         self.program = Program()
         self.call: Call | None = None
         self.stack: list[str] = [""]
+        self.counts: list[Counter[str]] = [Counter()]  # calls so far, of each module on the stack
         self.modules = modules_of(model)
         self.paths = {id(m): path for path, m in reversed(self.modules.items())}
         self._ids: dict[int, tuple[Callable[[], torch.Tensor | None], int]] = {}
@@ -262,11 +289,11 @@ class Recorder:
         inputs = tuple([ident for ident, _ in found])
         values = self.program.values
         live = any(values[ident].live for ident in inputs)
-        self.program.looks |= live and func is aten._local_scalar_dense.default
+        self.program.looks |= live and _looks(func)
         multiple = isinstance(result, (tuple, list))
         outputs = tuple(
             self.bind(out, live)
-            if isinstance(out, torch.Tensor) and out.shape != _NOTHING
+            if isinstance(out, torch.Tensor) and not _is_placeholder(out)
             else None
             for out in (result if multiple else (result,))
         )
@@ -330,8 +357,9 @@ class Recorder:
             floats += [size**-0.5] if size else []
         if not integers and not floats:
             return None
-        call = Call(getattr(func, "__name__", str(func)), integers, floats)
-        if any(i > 1 for i in integers):
+        name = function_name(func)
+        call = Call(name, integers, floats, self.stack[-1], self.counts[-1][name])
+        if any(i > 1 or i < -1 for i in integers):
             frame = inspect.currentframe()
             while frame is not None and (
                 frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(_TORCH)
@@ -391,7 +419,7 @@ def _observed(recorder: Recorder) -> Iterator[None]:
             attributes = module.__dict__
             saved.append((attributes, dict(attributes)))
             own = recorder.attributes[path][1]
-            attributes["forward"] = _followed(standing_in(module), path, recorder.stack)
+            attributes["forward"] = _followed(standing_in(module), path, recorder)
             for name, value in own:
                 if type(value) is int:
                     if value > 1:  # no smaller number is the size of something that can be cut
@@ -411,15 +439,17 @@ def _observed(recorder: Recorder) -> Iterator[None]:
             attributes.update(before)
 
 
-def _followed(forward: Callable[..., Any], path: str, stack: list[str]) -> Callable[..., Any]:
+def _followed(forward: Callable[..., Any], path: str, recorder: Recorder) -> Callable[..., Any]:
     """A forward that says on a stack which module is running."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        stack.append(path)
+        recorder.stack.append(path)
+        recorder.counts.append(Counter())
         try:
             return forward(*args, **kwargs)
         finally:
-            stack.pop()
+            recorder.stack.pop()
+            recorder.counts.pop()
 
     run.__dict__["__func__"] = getattr(forward, "__func__", None)  # still a method, to who asks
     return run
@@ -456,7 +486,7 @@ def _mode(modules: Iterable[nn.Module], *, training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_onednn() -> Iterator[None]:
-    enabled = torch.backends.mkldnn.enabled
+    enabled = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)  # its own context manager warns of other settings
     try:
         yield

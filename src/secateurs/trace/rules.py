@@ -198,10 +198,10 @@ def _stack(analysis: Analysis, node: Node) -> list[Axes]:
     shape = analysis.shape(node)
     dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape)
     first, *rest = (analysis.axes[ident] for ident in node.inputs)
-    relate = analysis.labels.unite
-    if _taken_apart(analysis, node, dim):
+    apart = _taken_apart(analysis, node, dim)
+    if apart:
         analysis.stacked[node.outputs[0] or 0] = list(node.inputs)
-        relate = analysis.same_count
+    relate: Callable[[Axis, Axis], None] = analysis.same_count if apart else analysis.labels.unite
     for axes in rest:
         for a, b in zip(first, axes, strict=True):
             relate(a, b)
@@ -424,21 +424,26 @@ def _convolution(analysis: Analysis, node: Node) -> list[Axes]:
     return [[image[0], out, *(frozen_axis(n, SPACE) for n in shape[2:])]]
 
 
+def is_depthwise(node: Node, analysis: Analysis) -> bool:
+    """Whether a convolution has a group for each of its input channels, and one kernel row each."""
+    x, w = (analysis.program.values[ref.id].shape for ref in node.args[:2])
+    return int(node.args[8]) == x[1] > 1 and w[1] == 1
+
+
 def _grouped(analysis: Analysis, node: Node, enters: int, leaves_by: int, groups: int) -> Axis:
     """A grouped convolution: the same number of channels must go from each of its groups."""
     x, w = node.args[0].id, node.args[1].id
     labels, kernel = analysis.labels, analysis.axes[w]
     shape = analysis.program.values[w].shape
     channels = analysis.axes[x][1]
-    if shape[1] == 1:  # depthwise: output (c, m) comes from channel c alone
-        if axis_size(kernel[0]) == axis_size(channels):
+    if is_depthwise(node, analysis):  # output (c, m) comes from channel c alone
+        if shape[0] == groups:
             labels.unite(kernel[0], channels)
             return kernel[0]
-        if enters != 0:
-            multiplier = fresh_axis(shape[0] // groups)
-            labels.unite(kernel[0], (*channels, *multiplier))
-            analysis.writes(w, kernel[0], "channel")
-            return kernel[0]
+        multiplier = fresh_axis(shape[0] // groups)
+        labels.unite(kernel[0], (*channels, *multiplier))
+        analysis.writes(w, kernel[0], "channel")
+        return kernel[0]
     blocked = analysis.blocked_axis(w, groups)
     if blocked is None:  # a computed kernel: the same index in every group
         reason = "a grouped convolution with a computed kernel"

@@ -24,8 +24,8 @@ _ALIGNED = 16
 
 # Operations after which numbers are as they were, and those whose rules know what they point at.
 _PASS = frozenset(
-    "alias clone contiguous detach _to_copy copy view _unsafe_view reshape _reshape_alias unsqueeze "
-    "squeeze flatten permute transpose t expand select slice sort".split()
+    "alias clone contiguous detach _to_copy copy view _unsafe_view reshape _reshape_alias "
+    "unsqueeze squeeze flatten permute transpose t expand select slice sort".split()
 )
 _TAKE = frozenset(
     "index index_select gather scatter scatter_add histc bincount zeros_like ones_like empty_like "

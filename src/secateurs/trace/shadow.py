@@ -73,9 +73,7 @@ class Shadow:
             TypeError: operands on two devices, or a contraction of two dtypes.
         """
         own, stale = self.own, self._stale
-        if not any(
-            t.is_meta or id(t) in own or (stale and storage(t) in stale) for t in tensors
-        ):
+        if not any(t.is_meta or id(t) in own or (stale and storage(t) in stale) for t in tensors):
             return func(*args, **kwargs)
         if func._schema.is_mutable and not tensors[0].is_meta:
             stale.add(storage(tensors[0]))  # what is written to it has no values

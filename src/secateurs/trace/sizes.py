@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 from .analyse import Analysis
 from .labels import Axis, Bools
 from .program import Node
-from .rules import op_name, slice_bounds
+from .rules import is_depthwise, op_name, slice_bounds
 
 
 class Cut(Protocol):
@@ -113,8 +113,7 @@ def _split(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
 @_resize("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution", at=(8,))
 def _convolution(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     args = list(node.args)
-    kernel = analysis.program.values[args[1].id].shape
-    if args[8] > 1 and kernel[1] == 1:  # depthwise: as many groups as channels
+    if is_depthwise(node, analysis):  # as many groups as channels
         args[8] = cut.size(analysis.axes[args[0].id][1])
     return args
 

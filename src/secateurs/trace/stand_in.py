@@ -21,7 +21,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` with `num_heads` heads of `head_dim`, whatever its `embed_dim`."""
 
     @property
-    def _qkv_same_embed_dim(self) -> bool:  # type: ignore[override]
+    def _qkv_same_embed_dim(self) -> bool:
         return False  # what asks this would go on to a kernel that derives the size of a head
 
     def forward(
@@ -126,11 +126,14 @@ def standing_in(module: nn.Module) -> Callable[..., Any]:
 
 def adopt(modules: Mapping[str, nn.Module], cut: Iterable[str]) -> None:
     """Make the attention modules that a cut touched run by themselves, where they need it."""
-    touched = {id(m): m for p in cut if type(m := modules.get(p)) is nn.MultiheadAttention}
-    for module in touched.values():
-        if module.num_heads * module.head_dim != module.embed_dim:
-            module.__class__ = MultiheadAttention
-    if any(isinstance(module, MultiheadAttention) for module in touched.values()):
-        for module in modules.values():
-            if isinstance(module, nn.TransformerEncoder):
-                module.use_nested_tensor = False  # only the fused kernel takes these
+    found = [modules.get(path.removesuffix(".out_proj")) for path in cut]
+    for attention in found:
+        if (
+            type(attention) is nn.MultiheadAttention
+            and attention.num_heads * attention.head_dim != attention.embed_dim
+        ):
+            attention.__class__ = MultiheadAttention
+    if any(type(attention) is MultiheadAttention for attention in found):
+        for encoder in modules.values():
+            if isinstance(encoder, nn.TransformerEncoder):
+                encoder.use_nested_tensor = False  # only the fused kernel takes these

@@ -117,15 +117,24 @@ def _power(self: TaggedInt | TaggedFloat, other: object, modulus: object = None)
     return NotImplemented if modulus is not None else _raised(self, other)
 
 
+def _negative(self: TaggedInt | TaggedFloat) -> Any:
+    return _tagged(-_plain(self), Operation(operator.sub, 0, self.source))
+
+
 _raised = _binary(operator.pow, swap=False)
 for _name in ("add", "sub", "mul", "floordiv", "mod", "truediv"):
     _function = getattr(operator, _name)
     for _class in (TaggedInt, TaggedFloat):
         setattr(_class, f"__{_name}__", _binary(_function, swap=False))
         setattr(_class, f"__r{_name}__", _binary(_function, swap=True))
-for _class in (TaggedInt, TaggedFloat):
-    setattr(_class, "__pow__", _power)
-    setattr(_class, "__rpow__", _binary(operator.pow, swap=True))
+_others = {
+    "__pow__": _power,
+    "__rpow__": _binary(operator.pow, swap=True),
+    "__neg__": _negative,
+}
+for _name, _method in _others.items():
+    for _class in (TaggedInt, TaggedFloat):
+        setattr(_class, _name, _method)
 
 
 @contextlib.contextmanager
