@@ -200,3 +200,21 @@ def test_slices_from_the_end_are_mended() -> None:
         assert len(plan) >= 6
         plan = sc.Plan.from_json(plan.to_json())
         assert sc.verify(model, sc.apply(model, plan), plan, x).max_relative_error <= 1e-12
+
+
+class Coincidence(nn.Module):
+    """As many tokens as channels, where a view states the one and finds the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).transpose(1, 2).clone().transpose(1, 2).reshape(x.shape[1], -1))
+
+
+def test_a_view_that_finds_its_size_is_not_told_one_that_is_equal() -> None:
+    model, x = doubled(Coincidence()), torch.randn(1, 8, 5).double()
+    small, plan = cut(model, x, {"a": [1, 2]})
+    assert not plan.views and not plan.restated
+    assert sc.verify(model, small, plan, x).max_relative_error <= 1e-12

@@ -192,10 +192,20 @@ def _given_sizes(
             continue
         given = call.sizes
         last = node.name.endswith("convolution")  # its groups come after strides and paddings
-        places = _places(given, [old for old, _ in stated], id(call), taken, last)
+        before = [old for old, _ in stated]
+        places = _beside_minus_one(call.integers, before)
+        places = places or _places(given, before, id(call), taken, last)
         for (old, new), found in zip(stated, places, strict=True):
             for place in found:
                 yield call, place, old, new
+
+
+def _beside_minus_one(given: list[int], stated: list[int]) -> list[list[int]]:
+    """Where the sizes of a view stand that finds one of them by itself; none if it is no such."""
+    if -1 not in given or any(a not in (b, -1) for a, b in zip(given, stated, strict=False)):
+        return []
+    at = iter(range(len(given)))
+    return [[] if i == -1 else [next(at)] for i in given] if len(given) == len(stated) else []
 
 
 def _places(
