@@ -218,3 +218,32 @@ def test_a_view_that_finds_its_size_is_not_told_one_that_is_equal() -> None:
     small, plan = cut(model, x, {"a": [1, 2]})
     assert not plan.views and not plan.restated
     assert sc.verify(model, small, plan, x).max_relative_error <= 1e-12
+
+
+def attend(x: Tensor, qkv: nn.Linear, heads: int) -> Tensor:
+    """Takes another way, with more views, where there are many tokens."""
+    n, t, c = x.shape
+    if t > 8:
+        x = x.reshape(n * t, c).reshape(n, t, c).roll(1, 1)
+    q, k, v = qkv(x).reshape(n, t, 3, heads, c // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    attention = (q @ k.transpose(-2, -1)).softmax(-1)
+    return (attention @ v).transpose(1, 2).reshape(n, t, c)
+
+
+class Helped(Attention):
+    def forward(self, x: Tensor, scale: float = 0.5, *, offset: float = 0.0) -> Tensor:
+        return self.out(attend(x, self.qkv, self.heads))
+
+
+def test_a_function_that_a_method_calls_is_mended_for_that_module_alone() -> None:
+    model, x = block(Helped(), Helped())
+    first, plan = cut(model, x, {"attentions.0.qkv": [1]})
+    assert {view.helper for view in plan.views} == {"attend"}
+    plan = sc.Plan.from_json(plan.to_json())
+    for tokens in (7, 12):  # the ordinals of the calls differ
+        proof = sc.verify(model, first, plan, torch.randn(2, tokens, 5).double())
+        assert proof.max_relative_error <= 1e-12
+    again, second = cut(first, x, {"attentions.0.qkv:head-dim": [0], "attentions.1.qkv": [0, 1]})
+    y = torch.randn(3, 9, 5).double()
+    assert torch.equal(sc.apply(model, plan.then(second))(y), again(y))
+    assert attend(y[..., :1].expand(3, 9, 12), model.attentions[0].qkv, 3).shape == (3, 9, 12)

@@ -39,7 +39,7 @@ class PlanSchema(BaseModel):
     attributes: dict[AttributeName, tuple[Size, Size]]
     literals: list[tuple[str, str, int, int]]
     scales: list[tuple[str, Index, list[Index], Factor]] = []
-    views: list[tuple[str, str, str, Index]] = []
+    views: list[tuple[str, str, str, Index, str]] = []
     restated: list[tuple[str, str, Size, Index, int]] = []
 
 

@@ -19,7 +19,7 @@ from .config import mend_config
 from .fold import Scale
 from .mend import Literal
 from .restate import install
-from .views import View, with_code, with_numbers, without_size
+from .views import View, mended_method, with_code, with_numbers
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -167,8 +167,7 @@ def _viewing(modules: dict[str, nn.Module], views: Iterable[View]) -> dict[tuple
     out = {}
     for (path, method), own in wanted.items():
         function = getattr(getattr(modules.get(path), method, None), "__func__", None)
-        sizes = [(view.text, view.size) for view in own]
-        mended = without_size(function, sizes) if isinstance(function, FunctionType) else None
+        mended = mended_method(function, own) if isinstance(function, FunctionType) else None
         if mended is None:
             raise PlanError(
                 f"the plan does not fit this model: the source of {path or 'the model'}.{method} "

@@ -283,14 +283,19 @@ def _solve(
 
 
 def _view(analysis: Analysis, call: Call, place: int) -> View | None:
-    """The view that a call is, if a method of a module writes it and it can find this size."""
+    """The view that a call is, if the code of a module writes it and it can find this size."""
     if call.owner is None or call.code is None or -1 in call.integers:
         return None
-    method = analysis.program.methods.get((call.owner, call.code))
-    if method is None or len(call.sizes) < len(call.integers):
+    program, place_of = analysis.program, (call.owner, call.code)
+    helped = program.helpers.get(place_of)
+    function = helped[1] if helped else program.methods.get(place_of)
+    if function is None or len(call.sizes) < len(call.integers):
         return None
-    text = view_text(call, method, place)
-    return None if text is None else View(call.owner, call.code.co_name, text, place)
+    text = view_text(call, function, place)
+    if text is None:
+        return None
+    name = call.code.co_name
+    return View(call.owner, *((helped[0], text, place, name) if helped else (name, text, place)))
 
 
 def _fixed(analysis: Analysis, source: Source) -> bool:

@@ -16,7 +16,7 @@ import copy
 import functools
 import linecache
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType
 from typing import Any
@@ -33,16 +33,18 @@ _FEATURES = functools.reduce(
 class View:
     """A view in a method of a module whose size number `size` becomes -1 in that module only.
 
-    `text` is the view as `ast.unparse` writes it, such as 'x.reshape(B, N, C)'.
+    `text` is the view as `ast.unparse` writes it, such as 'x.reshape(B, N, C)'. It stands in the
+    method, or in the function `helper` that the method calls by its name.
     """
 
     module: str
     method: str
     text: str
     size: int
+    helper: str = ""
 
     def to_list(self) -> list[Any]:
-        return [self.module, self.method, self.text, self.size]
+        return [self.module, self.method, self.text, self.size, self.helper]
 
 
 def view_text(call: Call, function: FunctionType, size: int) -> str | None:
@@ -86,11 +88,30 @@ def _changed(function: FunctionType) -> frozenset[tuple[str, int]]:
     return views
 
 
-def with_code(function: FunctionType, code: CodeType) -> FunctionType:
-    """The function with other code, the names that it sees as they were."""
+def mended_method(function: FunctionType, views: Iterable[View]) -> FunctionType | None:
+    """A copy of a method in which these views of it, and of its helpers, find their sizes."""
+    wanted: dict[str, list[tuple[str, int]]] = {}
+    for view in views:
+        wanted.setdefault(view.helper, []).append((view.text, view.size))
+    own = wanted.pop("", [])
+    mended = without_size(function, own) if own else function
+    helpers = {}
+    for name, sizes in wanted.items():
+        helper = function.__globals__.get(name)
+        helpers[name] = without_size(helper, sizes) if isinstance(helper, FunctionType) else None
+    if mended is None or None in helpers.values():
+        return None
+    return with_code(mended, mended.__code__, helpers)
+
+
+def with_code(
+    function: FunctionType, code: CodeType, names: Mapping[str, Any] | None = None
+) -> FunctionType:
+    """The function with other code; the names that it sees as they were, but for these."""
     held = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     cells: tuple[CellType, ...] = tuple(held[name] for name in code.co_freevars)
-    out = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, cells)
+    seen = {**function.__globals__, **names} if names else function.__globals__
+    out = FunctionType(code, seen, function.__name__, function.__defaults__, cells)
     out.__kwdefaults__ = function.__kwdefaults__
     out.__doc__, out.__qualname__ = function.__doc__, function.__qualname__
     out.__annotations__, out.__module__ = function.__annotations__, function.__module__

@@ -108,7 +108,8 @@ class Program:
     `keywords` names the inputs where they were given by name.
     `tensors` maps a parameter's, buffer's or tensor attribute's path to its value; `constants`
     holds tensors met on the way that belong to neither. `attributes` are the integer attributes of
-    the modules, `methods` holds the method of a module that a piece of code is, and `parameters`
+    the modules, `methods` holds the method of a module that a piece of code is, `helpers` the
+    method that called it by its name and the function that it is, and `parameters`
     gives the shape of every parameter of the model, used or not. `training` is a run in training
     mode, where eval mode leaves parameters unused. `looks` says that the code looked at a value
     that depends on the inputs, so that other inputs may take another way.
@@ -123,6 +124,7 @@ class Program:
     outputs: Any = None
     attributes: dict[Attribute, int] = field(default_factory=dict)
     methods: dict[tuple[str, CodeType], FunctionType] = field(default_factory=dict)
+    helpers: dict[tuple[str, CodeType], tuple[str, FunctionType]] = field(default_factory=dict)
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     training: Run = field(default_factory=Run)
     looks: bool = False

@@ -10,6 +10,7 @@ import os
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import CodeType, FrameType, FunctionType
 from typing import Any, TypeAlias
 
 import torch
@@ -367,16 +368,35 @@ class Recorder:
                 frame = frame.f_back
             if frame is not None:
                 call.code, call.line, call.at = frame.f_code, frame.f_lineno, frame.f_lasti
-                first = frame.f_code.co_varnames[:1]
-                owner = frame.f_locals.get(first[0]) if first else None
-                call.owner = self.paths.get(id(owner)) if owner is not None else None
-                if call.owner is not None:
-                    method = getattr(owner, frame.f_code.co_name, None)
-                    bound = getattr(method, "__func__", None)  # not a function in an attribute
-                    if getattr(bound, "__code__", None) is frame.f_code:
-                        key = (call.owner, frame.f_code)
-                        self.program.methods[key] = bound
+                call.owner, method = self._method(frame)
+                if call.owner is None and frame.f_back is not None:
+                    call.owner = self._helped(frame.f_code, frame.f_back)
+                elif call.owner is not None and method is not None:
+                    self.program.methods[call.owner, frame.f_code] = method
         return call
+
+    def _method(self, frame: FrameType) -> tuple[str | None, FunctionType | None]:
+        """Whose code runs in a frame: a module's path, and its method if it is one."""
+        code = frame.f_code
+        first = code.co_varnames[:1]
+        owner = frame.f_locals.get(first[0]) if first else None
+        path = self.paths.get(id(owner)) if owner is not None else None
+        if path is None:
+            return None, None
+        bound = getattr(getattr(owner, code.co_name, None), "__func__", None)
+        known = isinstance(bound, FunctionType) and bound.__code__ is code
+        return path, bound if known else None  # it may be a function in an attribute
+
+    def _helped(self, code: CodeType, caller: FrameType) -> str | None:
+        """The path of the module whose method called this plain function by its name."""
+        helper = caller.f_globals.get(code.co_name)
+        if not isinstance(helper, FunctionType) or helper.__code__ is not code:
+            return None
+        path, method = self._method(caller)
+        if path is None or method is None or code.co_name not in caller.f_code.co_names:
+            return None
+        self.program.helpers[path, code] = (caller.f_code.co_name, helper)
+        return path
 
     def tag_shape(self, tensor: torch.Tensor, shape: torch.Size) -> torch.Size:
         if isinstance(tensor, FakeTensor):
