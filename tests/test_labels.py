@@ -256,3 +256,12 @@ def test_the_first_reason_given_is_kept() -> None:
     resolved = resolve(labels)
     assert resolved.reason(int(resolved.root[b[0]])) == "an output"
     assert resolved.reason(int(resolved.root[b[1]])) == ""
+
+
+def test_a_view_of_no_elements_keeps_what_its_sizes_tell() -> None:
+    labels = Labels()
+    none, channels, space = fresh_axis(0), fresh_axis(6), fresh_axis(4)
+    first, flat = labels.regroup([none, channels, space], [0, 24])
+    assert (first, flat) == (none, (*channels, *space))
+    assert labels.regroup([channels, none], [0, 3])[1][0].frozen == "a view of no elements"
+    assert channels[0].frozen == "a view of no elements"

@@ -300,6 +300,8 @@ class Labels:
 
     def regroup(self, axes: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
         """The axes of a view of the same elements with these sizes."""
+        if 0 in sizes:
+            return self._regroup_none(axes, sizes)
         todo = [factor for axis in axes for factor in leaves(axis)][::-1]
         out: list[Axis] = []
         for position, size in enumerate(sizes):
@@ -320,6 +322,21 @@ class Labels:
                     return self._clash(out, [*taken, factor], todo, sizes[position:])
             out.append(tuple(taken))
         return out
+
+    def _regroup_none(self, axes: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
+        """A view of no elements: its first sizes tell as much as they are the same."""
+        same = 0
+        for axis, size in zip(axes, sizes, strict=False):
+            if axis_size(leaves(axis)) != size:
+                break
+            same += 1
+        rest, new = axes[same:], sizes[same:]
+        if 0 in new or math.prod(axis_size(leaves(axis)) for axis in rest) != math.prod(new):
+            reason = "a view of no elements"
+            for axis in rest:
+                self.freeze(axis, reason)
+            return [*axes[:same], *(frozen_axis(size, reason) for size in new)]
+        return [*axes[:same], *self.regroup(rest, new)]
 
     def _clash(
         self, done: list[Axis], taken: list[Factor], todo: list[Factor], sizes: Sequence[int]
