@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import PlanError
 from ..plan import Plan
 from ..slices import Known
-from ..trace.record import modules_of
+from ..trace.record import model_tensors, modules_of
 from ..trace.stand_in import adopt
 from .config import mend_config
 from .fold import Scale
@@ -65,6 +65,9 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
     if not inplace:
         # the copy shares nothing with the model, and never holds the full-size tensors
         memo: dict[int, Any] = {id(own[name]): _twin(own[name], new) for name, new in cut.items()}
+        for tensor in model_tensors(model).values():
+            if not tensor.is_leaf:  # the old weight_norm leaves one behind at every run
+                memo.setdefault(id(tensor), tensor.detach().clone())
         model = copy.deepcopy(model, memo)
         modules = modules_of(model)
     else:

@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import os
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +27,7 @@ from ..errors import TraceError
 from .program import Call, Node, Program, Ref, Run, Value
 from .shadow import META, Shadow, storage
 from .stand_in import standing_in
+from .structures import open_dataclasses
 from .tagged import Attribute, Size, TaggedFloat, TaggedInt, tagged_roots
 
 aten = torch.ops.aten
@@ -514,6 +516,14 @@ def _without_onednn() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(enabled)
 
 
+def _uncompiled() -> contextlib.AbstractContextManager[None]:
+    """What was given to torch.compile runs as it is written."""
+    if "torch._dynamo" not in sys.modules:  # then nothing was, and to ask takes a second
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
 @contextlib.contextmanager
 def _plain_kernels() -> Iterator[None]:
     """No fused fast paths, so that what runs is made of operations that can be followed."""
@@ -539,6 +549,7 @@ def record(model: nn.Module, example_inputs: Any, supported: Callable[[Any], boo
     Raises:
         TraceError: the forward raised, or returned no tensor.
     """
+    open_dataclasses(example_inputs)
     call = as_call(example_inputs)
     inputs = input_tensors(example_inputs)
     if not inputs:
@@ -591,6 +602,7 @@ def _run(model: nn.Module, recorder: Recorder, call: Any) -> None:
                 recorder.device = recorder.shadow.device if recorder.shadow else leaf.device
     with (
         torch.no_grad(),
+        _uncompiled(),
         _plain_kernels(),
         tagged_roots(),
         _observed(recorder),
@@ -600,6 +612,7 @@ def _run(model: nn.Module, recorder: Recorder, call: Any) -> None:
         args, kwargs = call
         program.keywords = tuple(kwargs)
         output = model(*args, **kwargs)
+        open_dataclasses(output)
         program.outputs = pytree.tree_map_only(
             torch.Tensor, lambda tensor: Ref(recorder.value(tensor)), output
         )
