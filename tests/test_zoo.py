@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,11 +15,6 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = (BENCHMARKS / "coverage.txt").read_text().split()
 QUICK = [name for name in NAMES if name.startswith("plain.")]
 TRANSFORMERS = ["hf.bert_cls", "hf.gpt2", "hf.llama_gqa", "hf.swin", "hf.t5", "hf.vit"]
-WAITING = {
-    "plain.gru": "the integers of recurrent layers are not mended",
-    "plain.lstm": "no rule follows the kernel of a recurrent layer",
-    "plain.rnn": "the integers of recurrent layers are not mended",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -28,16 +22,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-def cases() -> list[Any]:
-    return [
-        pytest.param(name, marks=pytest.mark.xfail(reason=WAITING[name], raises=Exception))
-        if name in WAITING
-        else name
-        for name in (*QUICK, *TRANSFORMERS)
-    ]
-
-
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", [*QUICK, *TRANSFORMERS])
 def test_cut_with_the_law_kept_and_trained(name: str) -> None:
     if name.startswith("hf."):
         pytest.importorskip("transformers")

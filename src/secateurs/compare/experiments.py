@@ -19,7 +19,7 @@ from ..process.greedy import prune
 from ..process.options import Ranking
 from ..ranking import moves
 from ..score import score
-from ..surgery.apply import apply
+from ..surgery.apply import cut
 from .bench import Bench
 from .log import Trial
 from .price import Meter, total
@@ -191,7 +191,7 @@ def _sensitivity(bench: Bench, task: Task) -> SensitivityLine:
     group = next(g for g in bench.graph.groups if g.name == trial.group)
     with Meter(bench.device) as meter:
         units = least_important(bench, group, task.values, trial.removed)
-        small = apply(bench.model, bench.graph.plan({group.name: units}))
+        small = cut(bench.model, bench.graph.plan({group.name: units}))
     return SensitivityLine(
         criterion=trial.criterion,
         group=trial.group,

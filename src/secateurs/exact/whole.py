@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ..gates import gate, statistics, trace
 from ..groups import Graph, Selection
-from ..surgery.apply import apply
+from ..surgery.apply import cut
 from ..trace.record import model_tensors
 from .cone import Cone
 from .probe import replays
@@ -69,7 +69,7 @@ class Forwards:
         call: Any = kwargs if kwargs and not args else args
         graph, faithful = self._recording(call)
         if not faithful:
-            return apply(self._model, self._graph.plan({group: [unit]}))(*args, **kwargs)
+            return cut(self._model, self._graph.plan({group: [unit]}))(*args, **kwargs)
         selection = Selection(graph, graph[group].units[[unit]])
         return graph.program.replay(
             self._tensors,

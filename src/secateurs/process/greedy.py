@@ -28,7 +28,8 @@ from ..ranking import choose, importance, moves, smallest
 from ..score import score
 from ..scores import Scores
 from ..slices import complement
-from ..surgery.apply import apply
+from ..surgery.apply import cut
+from ..surgery.config import mend_config
 from .checkpoint import Checkpoint
 from .describe import describe, origin, script
 from .options import Options, make_options
@@ -182,6 +183,7 @@ class _Run(Run[Options, Checkpoint, PruneResult]):
         """One step: score, remove, update, evaluate, write down."""
         started = time.perf_counter()
         seed_everything(self.options.seed, 2, self.step)
+        mend_config(self.model, self.plan.changed_sizes(), self.plan.attributes)
         inputs = self.trainer.to_device(self.example_inputs)
         graph = trace(self.model, inputs)
         self.cost = cost = self._cost(graph)
@@ -246,7 +248,7 @@ class _Run(Run[Options, Checkpoint, PruneResult]):
 
     def _remove(self, graph: Graph, plan: Plan) -> None:
         shapes = {name: p.shape for name, p in self.model.named_parameters(remove_duplicate=False)}
-        apply(self.model, plan, inplace=True)
+        cut(self.model, plan, inplace=True)
         self.trainer.cut_optimizer(plan, shapes)
         for name, rows in self.importance.items():
             self.importance[name] = np.vstack([rows, self._scores_of(name)])
@@ -325,7 +327,7 @@ class _Run(Run[Options, Checkpoint, PruneResult]):
         if self.good is None:
             return False
         state, self.plan, self.step = self.good
-        model = apply(copy.deepcopy(self.original), self.plan, inplace=True)
+        model = cut(copy.deepcopy(self.original), self.plan, inplace=True)
         fill_state(model, state)
         self.model = model.to(self.trainer.device)
         self.trainer.replace_model(self.model)
@@ -365,7 +367,7 @@ class _Run(Run[Options, Checkpoint, PruneResult]):
             FileError: it belongs to another model.
         """
         check_state(self.original, saved.plan, saved.model, self.out, loose=True)
-        apply(self.model, saved.plan, inplace=True)
+        cut(self.model, saved.plan, inplace=True)
         fill_state(self.model, saved.model)
         self.trainer.restore_optimizer(saved.optimizer, saved.numbers)
         self.trainer.stream.seek(*saved.place)
@@ -380,8 +382,8 @@ class _Run(Run[Options, Checkpoint, PruneResult]):
 
     def result(self) -> PruneResult:
         """See `Run.result`."""
-        cut = apply(self.original, self.plan)
-        proof = verify(self.original, cut, self.plan, self.example_inputs, graph=self.graph)
+        small = cut(self.original, self.plan)
+        proof = verify(self.original, small, self.plan, self.example_inputs, graph=self.graph)
         if not proof.holds:
             log.warning("%s", proof)
         inputs = self.trainer.to_device(self.example_inputs)

@@ -50,6 +50,16 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
       (1): Linear(in_features=6, out_features=2, bias=True)
     )
     """
+    model = cut(model, plan, inplace=inplace)
+    mend_config(model, plan.changed_sizes(), plan.attributes)
+    return model
+
+
+def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
+    """The same without a look at the configuration that the model was built from.
+
+    To find out what that must say takes time: who cuts many times does it once, at the end.
+    """
     modules = modules_of(model)
     own = plan.tensors_in(modules)
     attributes = _mended(modules, plan.attributes)
@@ -58,20 +68,22 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
     methods = _viewing(modules, plan.views)
     known: Known = {}
     factors = _factors(plan)
-    cut = {
+    smaller = {
         name: slices.cut(_scaled(own[name], factors.get(name, [])), known)
         for name, slices in plan.tensors.items()
     }
     if not inplace:
         # the copy shares nothing with the model, and never holds the full-size tensors
-        memo: dict[int, Any] = {id(own[name]): _twin(own[name], new) for name, new in cut.items()}
+        memo: dict[int, Any] = {
+            id(own[name]): _twin(own[name], new) for name, new in smaller.items()
+        }
         for tensor in model_tensors(model).values():
             if not tensor.is_leaf:  # the old weight_norm leaves one behind at every run
                 memo.setdefault(id(tensor), tensor.detach().clone())
         model = copy.deepcopy(model, memo)
         modules = modules_of(model)
     else:
-        for name, new in cut.items():
+        for name, new in smaller.items():
             own[name].data = new
             own[name].grad = None
     for (path, attribute), value in attributes.items():
@@ -83,7 +95,6 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
     for restated in plan.restated:
         install(modules[restated.module], restated)
     adopt(modules, {name.rpartition(".")[0] for name in plan.tensors})
-    mend_config(model, plan.changed_sizes(), plan.attributes)
     return model
 
 
