@@ -52,11 +52,11 @@ COLUMNS = ("network", "device", "parameters", "groups", "trace", "before", "peak
 
 
 def build(name: str, *, real: bool) -> torch.nn.Module:
-    """A Llama of this shape, in bfloat16; its values are zeros if it is real."""
+    """A Llama of this shape, its values are zeros if it is real."""
     torchvision_models()  # transformers imports torchvision
     import transformers
 
-    config = transformers.LlamaConfig(vocab_size=32000, dtype=torch.bfloat16, **SHAPES[name])
+    config = transformers.LlamaConfig(vocab_size=32000, **SHAPES[name])
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config).eval()
     return model.to_empty(device="cpu").apply(_clear) if real else model
