@@ -130,3 +130,41 @@ def test_a_refused_deletion_in_place_changes_nothing() -> None:
     with pytest.raises(PlanError, match="out of range"):
         sc.delete_channels(model, {"conv1": [99]}, inputs, inplace=True)
     assert snapshot(model) == before
+
+
+class Remembers(nn.Module):
+    """Keeps what it made of a parameter until it trains, as the attention of LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.bias, self.known = nn.Parameter(torch.randn(8)), {}
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.known = {}
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training and "bias" not in self.known:
+            self.known["bias"] = self.bias * 2
+        bias = self.bias * 2 if self.training else self.known["bias"]
+        return self.b(torch.relu(self.a(x) + bias))
+
+
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_what_a_module_remembers_is_left_alone_and_made_anew_where_it_was_cut(
+    ran: bool, inplace: bool
+) -> None:
+    model, x = Remembers().double().eval(), torch.randn(3, 4).double()
+    if ran:
+        model(x)
+    before = dict(model.known)
+    graph = sc.trace(model, x)
+    assert model.known == before
+    assert {axis.tensor for axis in graph["a"].axes} >= {"bias", "a.weight", "b.weight"}
+    gated = model.b.weight[:, 3:] @ torch.relu(model.a(x) + model.bias * 2)[:, 3:].T
+    expected = gated.T + model.b.bias
+    small = sc.apply(model, graph.plan({"a": [0, 1, 2]}), inplace=inplace)
+    assert torch.allclose(small(x), expected)
+    assert (model.known == before) or inplace

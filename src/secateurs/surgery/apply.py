@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import PlanError
 from ..plan import Plan
 from ..slices import Known
-from ..trace.record import model_tensors, modules_of
+from ..trace.record import caches, model_tensors, modules_of
 from ..trace.stand_in import adopt
 from .config import mend_config
 from .fold import Scale
@@ -80,6 +80,8 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
         for tensor in model_tensors(model).values():
             if not tensor.is_leaf:  # the old weight_norm leaves one behind at every run
                 memo.setdefault(id(tensor), tensor.detach().clone())
+        for module in modules.values():
+            memo.update((id(module.__dict__[name]), {}) for name in caches(module))
         model = copy.deepcopy(model, memo)
         modules = modules_of(model)
     else:
@@ -88,6 +90,8 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
             own[name].grad = None
     for (path, attribute), value in attributes.items():
         modules[path].__dict__[attribute] = value
+    for path in {name.rpartition(".")[0] for name in plan.tensors}:
+        modules[path].__dict__.update((name, {}) for name in caches(modules[path]))
     for (path, method), function in methods.items():
         modules[path].__dict__[method] = MethodType(function, modules[path])
     for literal in plan.literals:

@@ -73,6 +73,17 @@ def own_attributes(module: nn.Module) -> Attributes:
     return [(name, value) for name, value in module.__dict__.items() if name not in _EVERY]
 
 
+def caches(module: nn.Module) -> list[str]:
+    """The attributes in which a module keeps what it computed, until it is set to train."""
+    if type(module).train is nn.Module.train:
+        return []
+    return [
+        name
+        for name, value in own_attributes(module)
+        if type(value) is dict and value and all(map(torch.is_tensor, value.values()))
+    ]
+
+
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter, buffer and plain tensor attribute by path; shared ones under each path."""
     return tensors_of({path: (m, own_attributes(m)) for path, m in modules_of(model).items()})
@@ -441,6 +452,10 @@ def _observed(recorder: Recorder) -> Iterator[None]:
             attributes = module.__dict__
             saved.append((attributes, dict(attributes)))
             own = recorder.attributes[path][1]
+            kept = caches(module)
+            for name, value in own:
+                if type(value) is dict:  # what is put there meanwhile is gone with the copy
+                    attributes[name] = {} if name in kept else dict(value)
             attributes["forward"] = _followed(standing_in(module), path, recorder)
             for name, value in own:
                 if type(value) is int:
