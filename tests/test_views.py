@@ -161,7 +161,8 @@ def test_code_that_is_not_its_source_is_left_as_it_is() -> None:
 
     model, x = block(Moved())
     plan = sc.trace(model, x).plan({"attentions.0.qkv": [1]})
-    assert plan.restated and not plan.views
+    assert plan.restated
+    assert not plan.views
     assert sc.verify(model, sc.apply(model, plan), plan, x).max_relative_error <= 1e-12
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 import secateurs as sc
+from secateurs.errors import PlanError
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 POOLS = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
@@ -67,6 +68,29 @@ def test_spectral_norm_is_marked_and_its_statistic_retaken(wrap: Any) -> None:
     assert [group.exact for group in graph] == [False, False]
     assert "product of weights" in graph.groups[0].why_inexact
     cut_lawfully(model, x, exact=False)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(
+    "wrap",
+    [weight_norm, spectral_norm, parametrizations.weight_norm, parametrizations.spectral_norm],
+)
+def test_baked_weights_are_plain_and_cut_exactly(wrap: Any, inplace: bool) -> None:
+    model, x = computed(wrap)
+    model(x)
+
+    expected = model.eval()(x)
+    model.train()
+    names = set(model.state_dict())
+    baked = sc.bake(model, inplace=inplace)
+    assert (baked is model) == inplace
+    assert inplace or set(model.state_dict()) == names
+    assert baked.training
+    assert [name for name, _ in baked.named_parameters()] == [
+        f"{layer}.{name}" for layer in (0, 2, 6) for name in ("bias", "weight")
+    ]
+    assert torch.allclose(baked.eval()(x), expected, rtol=1e-12, atol=0)
+    cut_lawfully(baked, x)
 
 
 class Standardised(nn.Conv2d):
@@ -142,6 +166,10 @@ def test_a_data_parallel_model_is_cut_and_trains(tmp_path: Path) -> None:
             small = cut_lawfully(model, x)
             small(x).sum().backward()
             assert all(p.grad is not None for p in small.parameters())
+        wrapped = nn.parallel.DistributedDataParallel(multilayer())
+        with pytest.raises(PlanError, match=r"cut model\.module"):
+            sc.delete_channels(wrapped, {"module.0": [1]}, x, inplace=True)
+        assert len(wrapped.module[0].weight) == 8
     finally:
         distributed.destroy_process_group()
 

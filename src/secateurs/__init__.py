@@ -19,6 +19,7 @@ from .scores import Scores
 from .sparse.csr import to_csr
 from .sparse.masks import Masks
 from .surgery.apply import apply
+from .surgery.bake import bake
 from .surgery.delete import delete_channels
 from .version import __version__ as __version__
 
@@ -50,6 +51,7 @@ __all__ = [
     "Scores",
     "SparsifyResult",
     "apply",
+    "bake",
     "compare",
     "dead_units",
     "delete_channels",

@@ -61,6 +61,13 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
     To find out what that must say takes time: who cuts many times does it once, at the end.
     """
     modules = modules_of(model)
+    if inplace and any(
+        isinstance(m, nn.parallel.DistributedDataParallel) for m in modules.values()
+    ):
+        raise PlanError(
+            "DistributedDataParallel keeps buckets of the sizes that it was built with; cut a copy, "
+            "or cut model.module and wrap it anew"
+        )
     own = plan.tensors_in(modules)
     attributes = _mended(modules, plan.attributes)
     for literal in plan.literals:
