@@ -65,8 +65,8 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
         isinstance(m, nn.parallel.DistributedDataParallel) for m in modules.values()
     ):
         raise PlanError(
-            "DistributedDataParallel keeps buckets of the sizes that it was built with; cut a copy, "
-            "or cut model.module and wrap it anew"
+            "DistributedDataParallel keeps buckets of the sizes that it was built with; "
+            "cut a copy, or cut model.module and wrap it anew"
         )
     own = plan.tensors_in(modules)
     attributes = _mended(modules, plan.attributes)

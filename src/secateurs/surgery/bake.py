@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
@@ -46,7 +46,7 @@ def bake(model: M, *, inplace: bool = False) -> M:
     model.eval()  # a norm takes a step at every look while it trains
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):
+            for name in list(cast(nn.ModuleDict, module.parametrizations)):
                 parametrize.remove_parametrizations(module, name)
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, WeightNorm):
