@@ -301,3 +301,33 @@ def test_a_graph_prints_as_a_table() -> None:
     assert "no: amax is taken over it" in " ".join(str(graph_of("cbam")).split())
     assert repr(graph_of("lenet")) == "<Graph: 3 groups, 7 frozen axes>"
     assert max(map(len, text.splitlines())) <= 120
+
+
+class Shuffled(nn.Module):
+    """ShuffleNet: chunk, one branch, concatenation, shuffle; twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 1), nn.Linear(16, 3)
+        self.branches = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        for branch in self.branches:
+            left, right = x.chunk(2, dim=1)
+            x = torch.cat((left, torch.relu(branch(right))), dim=1)
+            n, c, h, w = x.shape
+            x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.head(x.mean((2, 3)))
+
+
+def test_halves_of_halves_are_cut_in_proportion() -> None:
+    model, x = Shuffled().double(), torch.randn(2, 3, 6, 6).double()
+    graph = sc.trace(model, x)
+    group = graph["stem"]
+    assert [len(block) for block in group.blocks()] == [4, 4, 4, 4]
+    assert not [f for f in graph.frozen if "overlap" in f.reason]
+    plan = graph.plan({"stem": [int(block[1]) for block in group.blocks()]})
+    small = sc.apply(model, plan)
+    assert small.stem.out_channels == 12
+    assert sc.verify(model, small, plan, x).max_relative_error <= 1e-12

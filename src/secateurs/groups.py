@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +15,7 @@ from .errors import PlanError, nearest
 from .tables import render
 from .trace import attention
 from .trace.analyse import Analysis
+from .trace.balance import split_cells
 from .trace.labels import Axis, Bools, Factor, Ints, axis_size, find, leaves
 from .trace.program import Program
 from .trace.resolve import Resolved, resolve
@@ -511,9 +511,8 @@ class Graph:
         for group in self.groups if cells else ():
             own = [tuple(cells.get(unit, ())) for unit in group.units.tolist()]
             if any(own):
-                cell_numbers = {cell: i for i, cell in enumerate(sorted(set(own)))}
-                group.balance = np.array([cell_numbers[cell] for cell in own])
-                if not _sufficient(cell_numbers):
+                group.balance = split_cells(own)
+                if group.balance is None:
                     spoiled[int(group.units[0])] = "its balance constraints overlap only in part"
                 elif min(map(len, group.blocks())) == 1:
                     spoiled[int(group.units[0])] = "equal counts must go from blocks of one unit"
@@ -699,12 +698,3 @@ def _name(slot: tuple[str, int], count: int, kind: str, taken: set[str]) -> str:
     if kind == "head-dim":  # the module goes by its heads
         names = names[1:]
     return next((n for n in names if n not in taken), f"{tensor}[{dim}]#{len(taken)}")
-
-
-def _sufficient(cells: Iterable[tuple[tuple[int, int], ...]]) -> bool:
-    """Whether equal counts from every cell give equal counts from every block of a constraint."""
-    held: dict[int, Counter[int]] = {}
-    for cell in cells:
-        for constraint, block in cell:
-            held.setdefault(constraint, Counter())[block] += 1
-    return all(len(set(counts.values())) == 1 for counts in held.values())

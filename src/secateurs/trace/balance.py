@@ -1,0 +1,64 @@
+"""Blocks of units of which equally many go, so that every balance constraint on them holds.
+
+A constraint says that equally many units go from each of its blocks. A *cell* is the set of units
+that lie in the same block of every constraint. Where a block of a constraint holds two cells and
+the other one, twice as many must go from that one: it is split in two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from .labels import Ints
+
+Cell: TypeAlias = tuple[tuple[int, int], ...]  # (constraint, block) of each that it lies in
+
+
+def split_cells(cells: Sequence[Cell]) -> Ints | None:
+    """A block number for each unit, given its cell; None if no equal counts would do.
+
+    >>> halves = [((0, 0), (1, 0))] * 2 + [((0, 0), (1, 1))] * 2 + [((0, 1),)] * 4
+    >>> split_cells(halves).tolist()
+    [0, 0, 1, 1, 2, 2, 3, 3]
+    """
+    shares = _shares(sorted(set(cells)))
+    blocks, first = np.zeros(len(cells), dtype=np.int64), 0
+    for cell, share in shares.items():
+        units = np.flatnonzero([own == cell for own in cells])
+        if len(units) % share:
+            return None
+        blocks[units] = first + np.arange(len(units)) // (len(units) // share)
+        first += share
+    return blocks if shares else None
+
+
+def _shares(cells: Sequence[Cell]) -> dict[Cell, int]:
+    """How many times as many go from each cell as from the least; nothing if none agree."""
+    shares = dict.fromkeys(cells, 1)
+    for _ in cells:
+        uneven = [held for held in _held(shares).values() if len(set(held.values())) > 1]
+        if not uneven:
+            return shares
+        for held in uneven[:1]:
+            whole = math.lcm(*held.values())
+            for cell in cells:
+                for place in cell:
+                    if place in held:
+                        shares[cell] *= whole // held[place]
+        least = math.gcd(*shares.values())
+        shares = {cell: share // least for cell, share in shares.items()}
+    return {}
+
+
+def _held(shares: Mapping[Cell, int]) -> dict[int, Counter[tuple[int, int]]]:
+    """Constraint -> how much of it lies in each of its blocks."""
+    out: dict[int, Counter[tuple[int, int]]] = {}
+    for cell, share in shares.items():
+        for place in cell:
+            out.setdefault(place[0], Counter())[place] += share
+    return out
