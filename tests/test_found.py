@@ -36,7 +36,44 @@ class OneOfItsKind(nn.Module):
         return self.out(F.glu(torch.cat([x, torch.tanh(self.b(x))], 1), 1))
 
 
+class Unflattened(nn.Module):
+    """The first number of unflatten is an axis, and one size is left to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(5, 4, bias=False), nn.Linear(2, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.a(x).unflatten(1, (2, -1)).mean(1))
+
+
+class ScaledScores(nn.Module):
+    """The scores of one projection's queries and keys are divided by a number from a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(6, 18), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, 2, -1).unbind(2)
+        scores = torch.einsum("nqhd,nkhd->nhqk", q, k) / q.shape[-1] ** 0.5
+        return self.out(torch.einsum("nhqk,nkhd->nqhd", scores.softmax(-1), v).flatten(2))
+
+
+class NumbersInARow(nn.Module):
+    """One size in the code becomes what the other was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(5, 6, bias=False), nn.Linear(2, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.a(x).view(-1, 3, 2).sum(1))
+
+
 FOUND = [(GroupedTransposed, (2, 3, 6)), (OneOfItsKind, (2, 5))]
+FOUND += [(Unflattened, (2, 5)), (ScaledScores, (2, 4, 6)), (NumbersInARow, (2, 5))]
 
 
 @pytest.mark.parametrize(("make", "shape"), FOUND, ids=[make.__name__ for make, _ in FOUND])

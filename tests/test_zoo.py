@@ -22,6 +22,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
+@pytest.mark.filterwarnings("ignore:the config of")  # widths are drawn layer by layer
 @pytest.mark.parametrize("name", [*QUICK, *TRANSFORMERS])
 def test_cut_with_the_law_kept_and_trained(name: str) -> None:
     if name.startswith("hf."):

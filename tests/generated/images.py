@@ -295,7 +295,7 @@ def means(b: Builder, x: Value) -> Value:
 @ingredient("image", lambda x: math.prod(x.shape) <= 96, still=False)
 def flattened(b: Builder, x: Value) -> Value:
     n = math.prod(x.shape)
-    made = b.pick(f"{x}.flatten(1)", f"{x}.view(-1, {b.said(n)})",
+    made = b.pick(f"{x}.flatten(1)", f"{x}.reshape(-1, {b.said(n)})",
                   f"{x}.reshape({x}.shape[0], -1)",
                   f"{x}.movedim(1, -1).reshape({x}.shape[0], -1)")  # fmt: skip
     return b.value(made, "vector", n)

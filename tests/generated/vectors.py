@@ -81,11 +81,11 @@ def mixture(b: Builder, x: Value) -> Value:
 # ---------------------------------------------------------------------- recurrences
 @ingredient("vector")
 def iterated(b: Builder, x: Value) -> Value:
-    """A cell in a loop over the same input."""
+    """A cell in a loop over the same input, twice at least: PyTorch checks sizes before."""
     hidden = b.width()
     cell = b.layer(b.pick("RNNCell", "GRUCell"), x.width, hidden)
     h = b.value(f"{x}.new_zeros({x}.shape[0], {b.said(hidden)})", "vector", hidden)
-    b.lines(f"for _ in range({b.pick(2, 1, 3)}):", f"    {h} = {cell}({x}, {h})")
+    b.lines(f"for _ in range({b.pick(2, 3)}):", f"    {h} = {cell}({x}, {h})")
     return h
 
 

@@ -101,8 +101,7 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
         modules[path].__dict__.update((name, {}) for name in caches(modules[path]))
     for (path, method), function in methods.items():
         modules[path].__dict__[method] = MethodType(function, modules[path])
-    for literal in plan.literals:
-        _rewrite(modules[literal.module], literal)
+    _rewrite(modules, plan.literals)
     for restated in plan.restated:
         install(modules[restated.module], restated)
     adopt(modules, {name.rpartition(".")[0] for name in plan.tensors})
@@ -177,11 +176,15 @@ def _holds(code: CodeType, number: int) -> bool:
     )
 
 
-def _rewrite(module: nn.Module, literal: Literal) -> None:
-    """Give this module its own copy of a method with one constant replaced."""
-    function = getattr(module, literal.method).__func__
-    code = with_numbers(function.__code__, {literal.old: literal.new})
-    module.__dict__[literal.method] = MethodType(with_code(function, code), module)
+def _rewrite(modules: Mapping[str, nn.Module], literals: Iterable[Literal]) -> None:
+    """Give modules their own copies of methods with other constants, all of one at once."""
+    numbers: dict[tuple[str, str], dict[int, int]] = {}
+    for literal in literals:
+        numbers.setdefault((literal.module, literal.method), {})[literal.old] = literal.new
+    for (path, method), own in numbers.items():
+        function = getattr(modules[path], method).__func__
+        function = with_code(function, with_numbers(function.__code__, own))
+        modules[path].__dict__[method] = MethodType(function, modules[path])
 
 
 def _viewing(modules: dict[str, nn.Module], views: Iterable[View]) -> dict[tuple[str, str], Any]:

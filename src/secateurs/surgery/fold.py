@@ -277,7 +277,7 @@ class _Region:
             value, columns = todo.pop()
             for position in self.folder.readers.get(value, ()):
                 node = self.program.nodes[position]
-                inside = position in self.inside
+                inside = position in self.inside and value in self.seen  # k is not, where q is
                 if op_name(node.op) in _MOVES:
                     moved = zip(node.outputs, _moved(node, columns), strict=True)
                     todo += [(v, c) for v, c in moved if v is not None]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 from ..errors import MendError
 from ..trace.analyse import Analysis
 from ..trace.labels import leaves
-from ..trace.program import Call, Node
+from ..trace.program import Call, Node, can_size
 from ..trace.sizes import Cut, stated_sizes, states_sizes
 from ..trace.tagged import Attribute, Size, Source, TaggedInt, evaluate, leaves_of
 from .fold import Computed, Folder, Scale, computed_factors
@@ -193,19 +193,33 @@ def _given_sizes(
         given = call.sizes
         last = node.name.endswith("convolution")  # its groups come after strides and paddings
         before = [old for old, _ in stated]
-        places = _beside_minus_one(call.integers, before)
+        places = _by_position(call, before)
         places = places or _places(given, before, id(call), taken, last)
         for (old, new), found in zip(stated, places, strict=True):
             for place in found:
                 yield call, place, old, new
 
 
-def _beside_minus_one(given: list[int], stated: list[int]) -> list[list[int]]:
-    """Where the sizes of a view stand that finds one of them by itself; none if it is no such."""
-    if -1 not in given or any(a not in (b, -1) for a, b in zip(given, stated, strict=False)):
+def _by_position(call: Call, stated: list[int]) -> list[list[int]]:
+    """Where the sizes of a view stand that splits one axis, or finds one size by itself.
+
+    Nothing if it is no such view.
+    """
+    given, start, place = call.integers, 0, 0
+    if call.name == "unflatten":
+        axis, *given = given
+        start, place = axis % (len(stated) - len(given) + 1), int(can_size(axis))
+    elif -1 not in given or len(given) != len(stated):
         return []
-    at = iter(range(len(given)))
-    return [[] if i == -1 else [next(at)] for i in given] if len(given) == len(stated) else []
+    window = stated[start : start + len(given)]
+    if any(size not in (n, -1) for size, n in zip(given, window, strict=False)):
+        return []
+    at = iter(range(place, len(call.sizes)))
+    out: list[list[int]] = [[] for _ in stated]
+    for d, size in enumerate(given, start):
+        if size != -1:
+            out[d] = [next(at)]
+    return out
 
 
 def _places(
