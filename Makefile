@@ -99,9 +99,11 @@ export-zoo: $(VENV)/.test  ## export 15 pruned networks as ONNX and .pt2, and co
 bench-report: $(VENV)/.test  ## size and load time of two reports in Chromium, and pictures of them
 	PYTHONPATH=.:benchmarks:examples/mnist $(BIN)/python benchmarks/report_page.py
 
+# what `make splicing` keeps, where it has run; else networks are pruned for this
+SPLICED = $(wildcard .cache/spliced/lenet5-spliced-108x-seed?.safetensors)
 bench-sparse: $(VENV)/.test  ## sizes of sparse files, other codings, layers in compressed rows
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/sparse_files.py \
-		--out docs/results/sparse-files.md
+		$(SPLICED:%=--network %) --out docs/results/sparse-files.md
 
 versus: $(VENV)/.bench  ## prune beside Torch-Pruning at equal MACs and updates, in JOBS processes
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/versus.py \

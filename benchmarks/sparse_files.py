@@ -241,7 +241,12 @@ def main(
     torch.set_flush_denormal(True)
     models = networks(seeds, network or [])
     kept = [sum(int(p.count_nonzero()) for p in model.parameters()) for model in models]
-    origin = "given in files" if network else f"of seeds 0 to {seeds - 1}, pruned by the command"
+    names = ", ".join(f"`{path.stem}`" for path in network or [])
+    origin = (
+        f"of `make splicing`, {names}"
+        if names
+        else f"of seeds 0 to {seeds - 1}, pruned by the command"
+    )
     torch.manual_seed(0)
     page = PAGE.format(
         machine=f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch "

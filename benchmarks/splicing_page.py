@@ -53,12 +53,11 @@ def _network(name: str, records: Sequence[Record], recipe: str) -> str:
     task = TASKS[name]
     before, after, ratio, _ = PAPER[name]
     updates = records[0]["updates"]
-    seconds = mean(record["seconds"] for record in records)
     return f"""
 ## {task.title}
 
-{records[0]["total"]:,} weights and biases; {updates:,} updates of {BATCH} images in every run
-({seconds:.0f} s). In the paper: {before}% → {after}% at {ratio}×.
+{records[0]["total"]:,} weights and biases; {updates:,} updates of {BATCH} images in every
+run. In the paper: {before}% → {after}% at {ratio}×.
 
 {recipe}
 
