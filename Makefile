@@ -78,7 +78,7 @@ bench-oracle: $(VENV)/.test  ## time the exact oracle against one forward per un
 
 bench-dead: $(VENV)/.test  ## thin a LeNet-5 to 1% of its weights, and time it without its dead units
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/dead_units.py \
-		--out docs/results/dead-units.md
+		$(firstword $(SPLICED:%=--weights=%)) --out docs/results/dead-units.md
 
 sparsify-zoo: $(VENV)/.test  ## dynamic network surgery on 24 networks: masks, dead units, sparse files
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/sparsify_zoo.py \
