@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from coverage_nets import NETS, WORDS
 from torch import Tensor, nn
-from vision import torchvision_models
+from vision import no_init, torchvision_models
 
 LIST = Path(__file__).with_name("coverage.txt")
 
@@ -49,16 +47,6 @@ def sample(name: str, seed: int = 0) -> Sample:
     randomise(made.model, seed)
     made.model.eval()
     return made
-
-
-@contextlib.contextmanager
-def no_init() -> Iterator[None]:
-    """Weights stay as allocated: they are drawn anew afterwards, which is faster."""
-    names = [n for n in dir(nn.init) if n.endswith("_") and not n.startswith("_")]
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            stack.enter_context(mock.patch.object(nn.init, name, lambda tensor, *_, **__: tensor))
-        yield
 
 
 def randomise(model: nn.Module, seed: int) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import torch
+from benchmarks.vision import no_init, torchvision_models
 from tests.support import randomise
 from torch import Tensor, nn
 
@@ -26,32 +24,6 @@ ZOO = (
     "regnet_y_400mf",
     "squeezenet1_1",
 )
-
-
-def torchvision_models() -> Any:
-    """torchvision.models; its wheel for CUDA declares operations that a CPU build lacks."""
-    try:
-        import torchvision
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT.append(library)
-        import torchvision
-    return torchvision.models
-
-
-_KEPT: list[Any] = []
-
-
-@contextlib.contextmanager
-def no_init() -> Iterator[None]:
-    """Weights stay as allocated: they are drawn anew afterwards, which is faster."""
-    names = [n for n in dir(nn.init) if n.endswith("_") and not n.startswith("_")]
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            stack.enter_context(mock.patch.object(nn.init, name, lambda tensor, *_, **__: tensor))
-        yield
 
 
 def zoo_model(name: str, **options: Any) -> tuple[nn.Module, Tensor]:
