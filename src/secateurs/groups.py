@@ -102,7 +102,8 @@ class Group:
         """The unit indices of each balance block; one block where there is no constraint."""
         if self.balance is None:
             return [np.arange(self.size)]
-        return [np.flatnonzero(self.balance == b) for b in np.unique(self.balance)]
+        order = np.argsort(self.balance, kind="stable")
+        return np.split(order, np.flatnonzero(np.diff(self.balance[order])) + 1)
 
     def allowed(self, each: int) -> int:
         """The most units, but no more than `each`, that may go from every block."""
@@ -322,6 +323,7 @@ class Graph:
         self.slots: list[tuple[str, int, Axis]] = slots  # every axis of a tensor, in its leaves
         self.resolved: Resolved = resolve(analysis.labels)
         self._incidence: dict[int, tuple[Ints, Ints]] = {}
+        self._numbers: dict[int, list[int]] = {}  # of the groups along a factor
         self._families: dict[Axis, list[tuple[Ints, int]]] = {}
         self._number_units()
         self._assign()
@@ -370,8 +372,12 @@ class Graph:
         factor = find(factor)
         if factor.labels is None and factor.copies is not None:
             factor = factor.copies.own
-        units = self.incidence(factor)[1]
-        return np.unique(self.group_of[units]).tolist() if len(units) else []
+        known = self._numbers.get(id(factor))
+        if known is None:
+            units = self.incidence(factor)[1]
+            known = np.unique(self.group_of[units]).tolist() if len(units) else []
+            self._numbers[id(factor)] = known
+        return known
 
     def _locate(self, labels: Ints) -> tuple[Ints, Ints]:
         """Which positions of a label vector go with which units."""
@@ -564,6 +570,7 @@ class Graph:
 
     def _keep(self, numbers: list[int]) -> None:
         """Keep only these groups, and number units anew."""
+        self._numbers.clear()
         self.groups = [self.groups[number] for number in numbers]
         self.group_of[:] = -1
         for number, group in enumerate(self.groups):
