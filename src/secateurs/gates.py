@@ -22,6 +22,7 @@ from .groups import Graph, Selection
 from .mendable import settle
 from .plan import Plan
 from .reach import unreached
+from .surgery.replay import Replayed
 from .trace.analyse import Read, analyse
 from .trace.labels import Axis
 from .trace.program import Instead, Intercept, Node, Ref
@@ -68,18 +69,22 @@ class Proof:
         )
 
 
-def trace(model: nn.Module, example_inputs: Any) -> Graph:
+def trace(model: nn.Module, example_inputs: Any, *, replay: bool = False) -> Graph:
     """Run the model once and find what can be cut from it.
 
     Args:
         model: any module that runs; it is left untouched.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        replay: offer what can be cut, though the model's own code could not run it and cannot be
+            mended. `apply` then gives a static program (`Replayed`) for plans that take of it. It
+            is not to be had where the code looks at values.
 
     Returns:
         The graph, with its program, its groups, and the axes that are frozen, with reasons.
 
     Raises:
-        TraceError: the model does not run on these inputs, or returns no tensor.
+        TraceError: the model does not run on these inputs, returns no tensor, or is a static
+            program already.
 
     It runs in eval mode, on tensors that have shapes and no values; where the code looks at a
     value, it runs once more for real.
@@ -91,8 +96,14 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     """
     if not isinstance(model, nn.Module):
         raise TraceError(f"a torch.nn.Module is expected first, not {type(model).__name__}")
+    if any(isinstance(module, Replayed) for module in model.modules()):
+        raise TraceError(
+            f"{type(model).__name__} is, or holds, a static program, in which nothing more can be "
+            "cut; trace the model that it was made from, and choose all units in one plan"
+        )
     with _no_collection():
         graph = Graph(analyse(model, example_inputs))
+        graph.replay = replay and not graph.program.looks
         settle(graph)
         graph.give_up(unreached(graph))
     return graph
@@ -276,7 +287,7 @@ def verify(
     """
     plan.check(model)
     if graph is None:
-        graph = trace(model, example_inputs)
+        graph = trace(model, example_inputs, replay=plan.replay)
     reference = gated_output(graph, model, plan, example_inputs)
     args, kwargs = as_call(example_inputs)
     try:

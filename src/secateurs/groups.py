@@ -64,6 +64,8 @@ class Group:
         why_inexact: the operation that takes it; empty if the group is exact.
         balance: block number of every unit, (size,), or None. A plan takes the same number of
             units from each block.
+        replayed: why no cut of it can be mended in the model, where that is so and the cut is
+            served by replay; see `trace`.
         multiple: as many units must stay as a multiple of this: some kernels take no other sizes.
         writes, reads, carries: the tensors' axes that make, read, or pass on the units.
 
@@ -83,6 +85,7 @@ class Group:
     why_inexact: str = ""
     balance: Ints | None = None
     multiple: int = 1
+    replayed: str = ""
     writes: list[Member] = field(default_factory=list)
     reads: list[Member] = field(default_factory=list)
     carries: list[Member] = field(default_factory=list)
@@ -200,11 +203,13 @@ class Graph:
     Attributes:
         groups: what can be cut.
         analysis: the axes of every value of the program, and what reads them.
+        replay: whether a plan that cannot be mended in the model is served by replay.
     """
 
     def __init__(self, analysis: Analysis):
         self.analysis = analysis
         self.groups: list[Group] = []
+        self.replay = False
         self._build()
 
     @property
@@ -597,6 +602,11 @@ class Graph:
         self._keep([n for n, group in enumerate(self.groups) if id(group) not in gone])
         self._describe()
 
+    def unmended(self, why: str) -> str:
+        """Why a cut cannot be mended in the model, and what else can be done."""
+        hint = "; sc.trace(model, inputs, replay=True) serves such a cut as a static program"
+        return why if self.program.looks else why + hint
+
     def give_up(self, reasons: Mapping[str, str]) -> None:
         """Freeze whole groups, by name, for the reasons given."""
         if not reasons:
@@ -659,7 +669,7 @@ class Graph:
                 g.name,
                 g.kind,
                 g.size,
-                "yes" if g.exact else f"no: {g.why_inexact}",
+                ("yes" if g.exact else f"no: {g.why_inexact}") + (", by replay" if g.replayed else ""),
                 "" if g.balance is None else f"{len(g.blocks())} blocks",
                 ", ".join(m for m in g.members if m != g.name),
             )

@@ -26,7 +26,7 @@ Rates: TypeAlias = dict[str, dict[Attribute, Fraction]]  # how much a unit of a 
 
 
 def settle(graph: Graph) -> None:
-    """Join the groups that can only be cut together, and give up those that cannot be at all."""
+    """Join the groups that can only be cut together; give up, or mark, what cannot be mended."""
     trial = _Trial(graph)
     failed = trial.failures(graph.groups)
     joins = [blocks for team in _teams(trial.rates(failed)) if (blocks := _blocks(graph, team))]
@@ -36,7 +36,11 @@ def settle(graph: Graph) -> None:
         again = trial.failures(graph[next(iter(parts))] for parts in joins)
         alone = {name for parts in joins for name in parts}
         failed = {name: why for name, why in failed.items() if name not in alone} | again
-    graph.give_up(failed)
+    if graph.replay:
+        for name, why in failed.items():
+            graph[name].replayed = why
+    else:
+        graph.give_up({name: graph.unmended(why) for name, why in failed.items()})
 
 
 class _Trial:
