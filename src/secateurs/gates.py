@@ -44,6 +44,7 @@ class Proof:
         max_relative_error: the same over the largest absolute value of the reference.
         tolerance: the relative error that rounding explains at this precision: 1e-9 in float64,
             1e-3 in float32, more below.
+        replay: whether the cut model is a static program.
 
     >>> proof = Proof(exact=True, max_error=4e-16, max_relative_error=2e-16, tolerance=1e-9)
     >>> proof.holds
@@ -54,6 +55,7 @@ class Proof:
     max_error: float
     max_relative_error: float
     tolerance: float
+    replay: bool = False
 
     @property
     def holds(self) -> bool:
@@ -63,6 +65,7 @@ class Proof:
     def __str__(self) -> str:
         verdict = "holds" if self.holds else "is BROKEN"
         how = "exact" if self.exact else "statistics retaken over the units that stay"
+        how += ", served by replay" if self.replay else ""
         return (
             f"the law of the cut {verdict} ({how}): largest deviation {self.max_error:.2e}, "
             f"relative {self.max_relative_error:.2e}, tolerance {self.tolerance:.0e}"
@@ -295,17 +298,17 @@ def verify(
             result = small(*args, **kwargs)
     except Exception as error:
         raise LawError(f"the cut model does not run: {type(error).__name__}: {error}") from error
-    return _compare(plan.exact, reference, result)
+    return _compare(plan, reference, result)
 
 
-def _compare(exact: bool, reference: Any, result: Any) -> Proof:
+def _compare(plan: Plan, reference: Any, result: Any) -> Proof:
     wanted, given = tensors_of(reference), tensors_of(result)
     if [tuple(t.shape) for t in wanted] != [tuple(t.shape) for t in given]:
         raise LawError("the cut model returns tensors of other shapes than the original")
     if any(tensor.is_meta for tensor in (*wanted, *given)):
         raise LawError("on the meta device there are no values to compare; verify a real model")
     tolerance = min(TOLERANCE.get(t.dtype, 1e-3) for t in wanted)
-    return Proof(exact, *deviation(wanted, given), tolerance)
+    return Proof(plan.exact, *deviation(wanted, given), tolerance, plan.replay)
 
 
 def tensors_of(tree: Any) -> list[torch.Tensor]:

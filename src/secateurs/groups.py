@@ -602,11 +602,6 @@ class Graph:
         self._keep([n for n, group in enumerate(self.groups) if id(group) not in gone])
         self._describe()
 
-    def unmended(self, why: str) -> str:
-        """Why a cut cannot be mended in the model, and what else can be done."""
-        hint = "; sc.trace(model, inputs, replay=True) serves such a cut as a static program"
-        return why if self.program.looks else why + hint
-
     def give_up(self, reasons: Mapping[str, str]) -> None:
         """Freeze whole groups, by name, for the reasons given."""
         if not reasons:
@@ -669,7 +664,8 @@ class Graph:
                 g.name,
                 g.kind,
                 g.size,
-                ("yes" if g.exact else f"no: {g.why_inexact}") + (", by replay" if g.replayed else ""),
+                ("yes" if g.exact else f"no: {g.why_inexact}")
+                + (", by replay" if g.replayed else ""),
                 "" if g.balance is None else f"{len(g.blocks())} blocks",
                 ", ".join(m for m in g.members if m != g.name),
             )

@@ -20,6 +20,7 @@ from .surgery.fold import Computed, Folder, computed_factors
 from .surgery.mend import demands, rescale, sized_nodes, solve
 from .trace.labels import Ints, leaves
 from .trace.program import Node
+from .trace.static import unmended
 from .trace.tagged import Attribute, Size, Source, TaggedInt, leaves_of
 
 Rates: TypeAlias = dict[str, dict[Attribute, Fraction]]  # how much a unit of a group takes off
@@ -40,7 +41,7 @@ def settle(graph: Graph) -> None:
         for name, why in failed.items():
             graph[name].replayed = why
     else:
-        graph.give_up({name: graph.unmended(why) for name, why in failed.items()})
+        graph.give_up({name: unmended(graph.program, why) for name, why in failed.items()})
 
 
 class _Trial:

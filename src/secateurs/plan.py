@@ -323,12 +323,13 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
     _check_axes(graph, selection)
     slices = slices_of(graph, selection)
     shapes = {(name, dim): own.axis(dim) for name, own in slices.items() for dim in own.removed}
-    sizes, exact = ({name: graph[name].size for name in chosen}, all(graph[name].exact for name in chosen))
+    sizes = {name: graph[name].size for name in chosen}
+    exact = all(graph[name].exact for name in chosen)
     try:
         mended = mend(graph.analysis, selection, shapes)
     except MendError as error:
         if not graph.replay:
-            raise MendError(graph.unmended(str(error))) from error
+            raise MendError(static.unmended(graph.program, str(error))) from error
         _check_replay(graph, selection, slices)
         return Plan(chosen, sizes, slices, exact=exact, replay=True)
     for scale in mended.scales:

@@ -34,7 +34,7 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
         inplace: cut the model itself (its parameters stay the same objects) instead of a copy.
 
     Returns:
-        The smaller model.
+        The smaller model; a `Replayed` one if the plan is served by replay.
 
     Raises:
         PlanError: the plan does not fit the model; nothing was changed.
@@ -52,8 +52,7 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
     )
     """
     model = cut(model, plan, inplace=inplace)
-    if not plan.replay:
-        mend_config(model, plan.changed_sizes(), plan.attributes)
+    mend_config(model, plan.changed_sizes(), plan.attributes, static=plan.replay)
     return model
 
 

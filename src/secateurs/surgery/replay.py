@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,15 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..errors import PlanError, TraceError
-from ..trace.program import Program
+from ..trace.program import Program, is_plain
 from ..trace.record import model_tensors, modules_of
+from ..trace.shadow import META
 from ..trace.static import shrunk
 
 if TYPE_CHECKING:
     from ..plan import Plan
 
+KEPT = 32  # recordings of a model at a time; the oldest goes first
 _WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.jit.ScriptModule)
 
 
@@ -55,9 +57,15 @@ class Replayed(nn.Module):
     modules (`out_features`) are those before the cut, so that only the whole can be called.
 
     >>> import torch, secateurs as sc
-    >>> class Net(torch.nn.Linear):
+    >>> WIDTH = {"hidden": 8}
+    >>> class Net(torch.nn.Sequential):
     ...     def forward(self, x):
-    ...         return (super().forward(x) @ super().forward(x).mT).sum((1, 2)) / float(len(x))
+    ...         return self[1](self[0](x).view(-1, WIDTH["hidden"]))
+    >>> net = Net(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+    >>> plan = sc.trace(net, torch.zeros(1, 4), replay=True).plan({"0": [1, 5]})
+    >>> small = sc.apply(net, plan)
+    >>> type(small).__name__, small[0].weight.shape, small(torch.zeros(3, 4)).shape
+    ('ReplayedNet', torch.Size([6, 4]), torch.Size([3, 2]))
     """
 
     recordings: Recordings
@@ -73,7 +81,10 @@ class Replayed(nn.Module):
         leaves, spec = pytree.tree_flatten((args, kwargs))
         key = (spec, *map(_described, leaves))
         if key not in self.recordings:
-            self.recordings[key] = _recorded(self, kwargs or args)
+            program = _recorded(self, kwargs or args)
+            if len(self.recordings) == KEPT:
+                del self.recordings[next(iter(self.recordings))]
+            self.recordings[key] = program
         inputs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return self.recordings[key].replay(model_tensors(self), inputs)
 
@@ -87,7 +98,8 @@ class Replayed(nn.Module):
 
 def serve(model: nn.Module, plan: Plan) -> None:
     """Make a model whose tensors were cut one that replays its code."""
-    model.__class__ = _class_for(type(model))
+    own: Any = type(model)
+    model.__class__ = _class_for(own)
     model.__dict__["recordings"] = Recordings(plan)
 
 
@@ -111,16 +123,15 @@ def check_served(model: nn.Module) -> None:
 
 
 @functools.cache
-def _class_for(own: type[nn.Module]) -> type[nn.Module]:
+def _class_for(own: Any) -> Any:
     return type(f"Replayed{own.__name__}", (Replayed, own), {"__module__": own.__module__})
 
 
-def _own_class(model: Replayed) -> type[nn.Module]:
-    own: type[nn.Module] = type(model).__bases__[1]
-    return own
+def _own_class(model: nn.Module) -> Any:
+    return type(model).__bases__[1]
 
 
-def _blank(own: type[nn.Module]) -> nn.Module:
+def _blank(own: Any) -> Any:
     cls = _class_for(own)
     return cls.__new__(cls)
 
@@ -128,13 +139,21 @@ def _blank(own: type[nn.Module]) -> nn.Module:
 def _described(leaf: Any) -> Hashable:
     if isinstance(leaf, torch.Tensor):
         return tuple(leaf.shape), leaf.dtype, leaf.device
+    if not is_plain(leaf):
+        raise TraceError(
+            f"a static program cannot be given a {type(leaf).__name__}: tensors and plain values "
+            "only, in tuples, lists, dicts or dataclasses"
+        )
     return type(leaf), leaf
 
 
 def _named(model: Replayed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a call by name."""
-    forward = inspect.signature(_own_class(model).forward)
-    return {**dict(zip(list(forward.parameters)[1:], args, strict=False)), **kwargs}
+    parameters = inspect.signature(_own_class(model).forward).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
+    if len(args) > len(names):
+        raise TraceError(f"{type(model).__name__} takes these arguments by name only")
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _recorded(model: Replayed, example_inputs: Any) -> Program:
@@ -148,8 +167,15 @@ def _recorded(model: Replayed, example_inputs: Any) -> Program:
 
     plan = model.recordings.plan
     inputs = pytree.tree_map_only(torch.Tensor, torch.zeros_like, example_inputs)
-    with _uncut(model, plan):
-        graph = trace(model, inputs, replay=True)
+    devices = [t.device for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
+    device = devices[0] if devices else torch.device("cpu")
+    with torch.autocast(device.type, enabled=False):  # it takes its part in the replay
+        try:
+            with _uncut(model, plan, META):
+                graph = trace(model, inputs, replay=True)
+        except TraceError:  # the code needs more than shapes
+            with _uncut(model, plan, device):
+                graph = trace(model, inputs, replay=True)
     selection = graph.select(plan.groups)
     if graph.program.looks or slices_of(graph, selection) != plan.tensors:
         raise TraceError(
@@ -160,21 +186,21 @@ def _recorded(model: Replayed, example_inputs: Any) -> Program:
 
 
 @contextmanager
-def _uncut(model: Replayed, plan: Plan) -> Iterator[None]:
-    """While open, the model has its own class, and stand-ins without memory for what was cut."""
+def _uncut(model: Replayed, plan: Plan, device: torch.device) -> Iterator[None]:
+    """While open, the model has its own class, and stand-ins on a device for what was cut."""
     static, own = type(model), model_tensors(model)
     whole: dict[int, torch.Tensor] = {}
     for name, slices in plan.tensors.items():
         tensor = own[name]
-        made = torch.empty(slices.shape, dtype=tensor.dtype, device="meta")
+        made = torch.zeros(slices.shape, dtype=tensor.dtype, device=device)
         whole[id(tensor)] = nn.Parameter(made) if isinstance(tensor, nn.Parameter) else made
     saved: list[tuple[dict[str, Any], str, Any]] = []
-    store: dict[str, Any]
     recordings = model.__dict__.pop("recordings")
     model.__class__ = _own_class(model)
     try:
         for module in modules_of(model).values():
-            for store in (module._parameters, module._buffers, module.__dict__):
+            stores: Iterable[Any] = (module._parameters, module._buffers, module.__dict__)
+            for store in stores:
                 for name, value in list(store.items()):
                     if id(value) in whole:
                         saved.append((store, name, value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,13 @@ class Ref:
     """A reference to value number `id` of a program."""
 
     id: int
+
+
+def is_plain(leaf: Any) -> bool:
+    """Whether what goes into a model or comes out of it is a value that a recording can keep."""
+    return leaf is None or isinstance(
+        leaf, (Ref, bool, int, float, str, torch.dtype, torch.device, enum.Enum)
+    )
 
 
 def can_size(number: int) -> bool:

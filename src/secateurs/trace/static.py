@@ -11,12 +11,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from ..errors import MendError
 from .analyse import Analysis
-from .program import Instead, Node, Program, Run
+from .program import Instead, Node, Program, Run, is_plain
 from .shadow import META, Shadow
 from .sizes import Cut, resized_args
+
+
+def unmended(program: Program, why: str) -> str:
+    """Why a cut cannot be mended in the model, and what else can be done."""
+    hint = "; sc.trace(model, inputs, replay=True) serves such a cut as a static program"
+    return why if program.looks else why + hint
 
 
 def shrunk(analysis: Analysis, cut: Cut) -> Program:
@@ -44,6 +51,10 @@ def check(
         MendError: an operation fixes a size that the cut changes.
     """
     program, shadow = analysis.program, Shadow(set(), META)
+    for leaf in pytree.tree_leaves(program.outputs):
+        if not is_plain(leaf):
+            kind = type(leaf).__name__
+            raise MendError(f"a static program cannot serve this cut: the model returns a {kind}")
     tensors = {name: _meta(shapes[name], program, i) for name, i in program.tensors.items()}
     inputs = [_meta(program.values[i].shape, program, i) for i in program.inputs]
     steps = {
