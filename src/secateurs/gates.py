@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from .errors import LawError, TraceError
 from .groups import Graph, Selection
-from .mendable import settle
+from .mendable import give_up, settle
 from .plan import Plan
 from .reach import unreached
 from .surgery.replay import Replayed
@@ -28,6 +28,7 @@ from .trace.labels import Axis
 from .trace.program import Instead, Intercept, Node, Ref
 from .trace.record import as_call, evaluating, input_tensors, model_tensors
 from .trace.sizes import resized_args
+from .unseen import unseen
 
 # The largest relative error that rounding explains, by the precision of the output.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -109,6 +110,7 @@ def trace(model: nn.Module, example_inputs: Any, *, replay: bool = False) -> Gra
         graph.replay = replay and not graph.program.looks
         settle(graph)
         graph.give_up(unreached(graph))
+        give_up(graph, unseen(graph, model, example_inputs))
     return graph
 
 

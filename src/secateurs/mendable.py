@@ -37,11 +37,16 @@ def settle(graph: Graph) -> None:
         again = trial.failures(graph[next(iter(parts))] for parts in joins)
         alone = {name for parts in joins for name in parts}
         failed = {name: why for name, why in failed.items() if name not in alone} | again
+    give_up(graph, failed)
+
+
+def give_up(graph: Graph, reasons: Mapping[str, str]) -> None:
+    """Freeze groups that cannot be mended; or mark them, where they are served by replay."""
     if graph.replay:
-        for name, why in failed.items():
+        for name, why in reasons.items():
             graph[name].replayed = why
     else:
-        graph.give_up({name: unmended(graph.program, why) for name, why in failed.items()})
+        graph.give_up({name: unmended(graph.program, why) for name, why in reasons.items()})
 
 
 class _Trial:
