@@ -106,11 +106,17 @@ def trace(model: nn.Module, example_inputs: Any, *, replay: bool = False) -> Gra
             "cut; trace the model that it was made from, and choose all units in one plan"
         )
     with _no_collection():
-        graph = Graph(analyse(model, example_inputs))
-        graph.replay = replay and not graph.program.looks
-        settle(graph)
-        graph.give_up(unreached(graph))
+        graph = grouped(model, example_inputs, replay=replay)
         give_up(graph, unseen(graph, model, example_inputs))
+    return graph
+
+
+def grouped(model: nn.Module, example_inputs: Any, *, replay: bool) -> Graph:
+    """The same, whatever numbers the code may compute from sizes."""
+    graph = Graph(analyse(model, example_inputs))
+    graph.replay = replay and not graph.program.looks
+    settle(graph)
+    graph.give_up(unreached(graph))
     return graph
 
 

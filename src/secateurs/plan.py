@@ -19,7 +19,7 @@ from .atomic import parse_json, read_text, write_text
 from .errors import FileError, MendError, PlanError
 from .slices import Slices, complement
 from .surgery.fold import Scale
-from .surgery.mend import Literal, mend
+from .surgery.mend import Axes, Literal, Mended, mend
 from .surgery.restate import Restated
 from .surgery.views import View
 from .trace import static
@@ -326,7 +326,7 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
     sizes = {name: graph[name].size for name in chosen}
     exact = all(graph[name].exact for name in chosen)
     try:
-        mended = mend(graph.analysis, selection, shapes)
+        mended = _mended(graph, selection, chosen, shapes)
     except MendError as error:
         if not graph.replay:
             raise MendError(static.unmended(graph.program, str(error))) from error
@@ -346,6 +346,14 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
         tuple(mended.restated),
         tuple(mended.views),
     )
+
+
+def _mended(graph: Graph, selection: Selection, names: Iterable[str], axes: Axes) -> Mended:
+    """What else changes in the model; MendError where the trace found that nothing will do."""
+    for name in names:
+        if why := graph[name].replayed:
+            raise MendError(why)
+    return mend(graph.analysis, selection, axes)
 
 
 def _check_replay(graph: Graph, selection: Selection, slices: Mapping[str, Slices]) -> None:

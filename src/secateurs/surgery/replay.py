@@ -162,7 +162,7 @@ def _recorded(model: Replayed, example_inputs: Any) -> Program:
     Raises:
         TraceError: it looks at values, or the units of the plan hold other slices here.
     """
-    from ..gates import trace
+    from ..gates import grouped
     from ..plan import slices_of
 
     plan = model.recordings.plan
@@ -172,10 +172,10 @@ def _recorded(model: Replayed, example_inputs: Any) -> Program:
     with torch.autocast(device.type, enabled=False):  # it takes its part in the replay
         try:
             with _uncut(model, plan, META):
-                graph = trace(model, inputs, replay=True)
+                graph = grouped(model, inputs, replay=True)
         except TraceError:  # the code needs more than shapes
             with _uncut(model, plan, device):
-                graph = trace(model, inputs, replay=True)
+                graph = grouped(model, inputs, replay=True)
     selection = graph.select(plan.groups)
     if graph.program.looks or slices_of(graph, selection) != plan.tensors:
         raise TraceError(
