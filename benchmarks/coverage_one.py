@@ -32,6 +32,8 @@ def cut(record: Record, made: Sample) -> tuple[sc.Graph, sc.Plan, nn.Module]:
     with measured(record):
         with record.stage("trace"):
             graph = sc.trace(model, inputs)
+            if not len(graph):
+                graph = sc.trace(model, inputs, replay=True)
         with record.stage("plan"):
             exact = any(group.exact for group in graph)
             plan = graph.random_plan(FRACTION, seed=1, exact_only=exact)
@@ -39,6 +41,7 @@ def cut(record: Record, made: Sample) -> tuple[sc.Graph, sc.Plan, nn.Module]:
             sc.apply(small, plan, inplace=True)
     record["gone"] = len(plan)
     record["left"] = count(small) / max(1, count(model))
+    record["replay"] = plan.replay
     record["mended"] = len(plan.attributes) + len(plan.literals)
     return graph, plan, small
 

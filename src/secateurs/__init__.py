@@ -21,6 +21,7 @@ from .sparse.masks import Masks
 from .surgery.apply import apply
 from .surgery.bake import bake
 from .surgery.delete import delete_channels
+from .surgery.replay import Replayed
 from .version import __version__ as __version__
 
 # loading a room puts its name here: load it now, and leave the name to the verb
@@ -48,6 +49,7 @@ __all__ = [
     "Plan",
     "Proof",
     "PruneResult",
+    "Replayed",
     "Scores",
     "SparsifyResult",
     "apply",

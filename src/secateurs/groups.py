@@ -64,6 +64,8 @@ class Group:
         why_inexact: the operation that takes it; empty if the group is exact.
         balance: block number of every unit, (size,), or None. A plan takes the same number of
             units from each block.
+        replayed: why no cut of it can be mended in the model, where that is so and the cut is
+            served by replay; see `trace`.
         multiple: as many units must stay as a multiple of this: some kernels take no other sizes.
         writes, reads, carries: the tensors' axes that make, read, or pass on the units.
 
@@ -83,6 +85,7 @@ class Group:
     why_inexact: str = ""
     balance: Ints | None = None
     multiple: int = 1
+    replayed: str = ""
     writes: list[Member] = field(default_factory=list)
     reads: list[Member] = field(default_factory=list)
     carries: list[Member] = field(default_factory=list)
@@ -201,11 +204,13 @@ class Graph:
     Attributes:
         groups: what can be cut.
         analysis: the axes of every value of the program, and what reads them.
+        replay: whether a plan that cannot be mended in the model is served by replay.
     """
 
     def __init__(self, analysis: Analysis):
         self.analysis = analysis
         self.groups: list[Group] = []
+        self.replay = False
         self._build()
 
     @property
@@ -666,7 +671,8 @@ class Graph:
                 g.name,
                 g.kind,
                 g.size,
-                "yes" if g.exact else f"no: {g.why_inexact}",
+                ("yes" if g.exact else f"no: {g.why_inexact}")
+                + (", by replay" if g.replayed else ""),
                 "" if g.balance is None else f"{len(g.blocks())} blocks",
                 ", ".join(m for m in g.members if m != g.name),
             )

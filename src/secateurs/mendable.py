@@ -20,13 +20,14 @@ from .surgery.fold import Computed, Folder, computed_factors
 from .surgery.mend import demands, rescale, sized_nodes, solve
 from .trace.labels import Ints, leaves
 from .trace.program import Node
+from .trace.static import unmended
 from .trace.tagged import Attribute, Size, Source, TaggedInt, leaves_of
 
 Rates: TypeAlias = dict[str, dict[Attribute, Fraction]]  # how much a unit of a group takes off
 
 
 def settle(graph: Graph) -> None:
-    """Join the groups that can only be cut together, and give up those that cannot be at all."""
+    """Join the groups that can only be cut together; give up, or mark, what cannot be mended."""
     trial = _Trial(graph)
     failed = trial.failures(graph.groups)
     joins = [blocks for team in _teams(trial.rates(failed)) if (blocks := _blocks(graph, team))]
@@ -36,7 +37,16 @@ def settle(graph: Graph) -> None:
         again = trial.failures(graph[next(iter(parts))] for parts in joins)
         alone = {name for parts in joins for name in parts}
         failed = {name: why for name, why in failed.items() if name not in alone} | again
-    graph.give_up(failed)
+    give_up(graph, failed)
+
+
+def give_up(graph: Graph, reasons: Mapping[str, str]) -> None:
+    """Freeze groups that cannot be mended; or mark them, where they are served by replay."""
+    if graph.replay:
+        for name, why in reasons.items():
+            graph[name].replayed = why
+    else:
+        graph.give_up({name: unmended(graph.program, why) for name, why in reasons.items()})
 
 
 class _Trial:

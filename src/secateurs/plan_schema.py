@@ -41,6 +41,7 @@ class PlanSchema(BaseModel):
     scales: list[tuple[str, Index, list[Index], Factor]] = []
     views: list[tuple[str, str, str, Index, str]] = []
     restated: list[tuple[str, str, Size, Index, int]] = []
+    replay: bool = False
 
 
 def parse(data: Any) -> PlanSchema:

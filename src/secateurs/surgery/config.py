@@ -29,13 +29,17 @@ _FAR = (1 << 30, 0)
 _BUILDS = 100  # models built at most in search of a configuration
 
 
-def mend_config(model: nn.Module, sizes: Sizes, changed: Iterable[str]) -> None:
+def mend_config(
+    model: nn.Module, sizes: Sizes, changed: Iterable[str], *, static: bool = False
+) -> None:
     """Give a cut model a configuration that says what it is; nothing if it has none.
 
     Args:
         model: the cut model; its configuration is replaced, not changed.
         sizes: (before, after) of every axis and attribute that the cut changed.
         changed: 'module.attribute' of every attribute that the cut changed.
+        static: the model replays what its code did before the cut, for which its configuration
+            must stay.
 
     Warns:
         UserWarning: no configuration describes the model; it is left as it was.
@@ -43,11 +47,13 @@ def mend_config(model: nn.Module, sizes: Sizes, changed: Iterable[str]) -> None:
     config = model.__dict__.get("config")
     if not sizes or not _is_config(config) or not callable(getattr(model, "save_pretrained", None)):
         return
-    found = _Search(model, config, frozenset(changed)).best(_candidates(model, config, sizes))
+    search = _Search(model, config, frozenset(changed))
+    found = None if static else search.best(_candidates(model, config, sizes))
     if found is None:
         warnings.warn(
             f"the config of {type(model).__name__} cannot say what was cut: its widths differ "
-            "between layers, no field stands for them, or it refuses them; from_pretrained would "
+            "between layers, no field stands for them, it refuses them, or the cut is served by "
+            "replay; from_pretrained would "
             "not take what save_pretrained writes, so keep the model with secateurs.save, whose "
             "plan.json makes the cut again on the original",
             stacklevel=3,

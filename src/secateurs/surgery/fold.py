@@ -19,7 +19,7 @@ from ..trace.analyse import Analysis
 from ..trace.attention import operands
 from ..trace.program import Node, Ref, fill
 from ..trace.rules import is_linear, is_pointwise, op_name
-from ..trace.tagged import Source, TaggedFloat, TaggedInt
+from ..trace.tagged import Source, TaggedFloat, TaggedInt, leaves_of
 
 _MOVES = frozenset(
     "view _unsafe_view reshape _reshape_alias unsqueeze squeeze flatten permute transpose t "
@@ -75,12 +75,13 @@ def computed_factors(analysis: Analysis) -> list[Computed]:
             continue
         name = op_name(node.op)
         if call.name == "scaled_dot_product_attention":
-            if name == "bmm" and call.floats and id(call) not in attended:
+            sized = call.floats and any(leaves_of(call.floats[0].source))
+            if name == "bmm" and sized and id(call) not in attended:
                 attended.add(id(call))
                 out.append(Computed(position, call.floats[0], call.floats[0].source, 1))
         elif name in ("mul", "div"):
             tagged: list[TaggedInt | TaggedFloat] = [
-                *call.floats,
+                *(f for f in call.floats if any(leaves_of(f.source))),
                 *(i for i in call.integers if isinstance(i, TaggedInt)),
             ]
             given = [a for a in node.args[1:2] if isinstance(a, (int, float))]

@@ -8,17 +8,16 @@ code of a module is rewritten for that module alone; anything else is refused.
 
 from __future__ import annotations
 
-import dis
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any, NamedTuple, TypeAlias
 
 from ..errors import MendError
 from ..trace.analyse import Analysis
 from ..trace.labels import leaves
+from ..trace.numbers import constants
 from ..trace.program import Call, Node, can_size
 from ..trace.sizes import Cut, stated_sizes, states_sizes
 from ..trace.tagged import Attribute, Size, Source, TaggedInt, evaluate, leaves_of
@@ -334,16 +333,6 @@ def _invert(source: Source, value: int, attribute: Attribute, known: _Known) -> 
 
 
 # ---------------------------------------------------------------------- numbers in the code
-def constants(code: CodeType) -> Iterator[int]:
-    """Every use of an integer constant in a piece of code; those inside tuples too."""
-    for instruction in dis.get_instructions(code):
-        values = instruction.argval
-        if instruction.opname.startswith(("LOAD_CONST", "RETURN_CONST", "LOAD_SMALL_INT")):
-            for value in values if isinstance(values, tuple) else (values,):
-                if type(value) is int:
-                    yield value
-
-
 def _literal(analysis: Analysis, call: Call, old: int, new: int) -> Literal:
     known = (call.owner, call.code) in analysis.program.methods
     if not known or call.owner is None or call.code is None or old not in constants(call.code):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,13 @@ class Ref:
     """A reference to value number `id` of a program."""
 
     id: int
+
+
+def is_plain(leaf: Any) -> bool:
+    """Whether what goes into a model or comes out of it is a value that a recording can keep."""
+    return leaf is None or isinstance(
+        leaf, (Ref, bool, int, float, str, torch.dtype, torch.device, enum.Enum)
+    )
 
 
 def can_size(number: int) -> bool:
@@ -112,7 +120,9 @@ class Program:
     method that called it by its name and the function that it is, and `parameters`
     gives the shape of every parameter of the model, used or not. `training` is a run in training
     mode, where eval mode leaves parameters unused. `looks` says that the code looked at a value
-    that depends on the inputs, so that other inputs may take another way.
+    that depends on the inputs, so that other inputs may take another way; `on_shapes` that it ran
+    on shapes alone. `written` holds the floats of unknown origin that a piece of code gave to torch
+    functions, and at which instructions.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -128,6 +138,8 @@ class Program:
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     training: Run = field(default_factory=Run)
     looks: bool = False
+    on_shapes: bool = False
+    written: dict[tuple[CodeType, float], set[int]] = field(default_factory=dict)
 
     def output_ids(self) -> list[int]:
         return [leaf.id for leaf in pytree.tree_leaves(self.outputs) if isinstance(leaf, Ref)]

@@ -209,6 +209,7 @@ def function_name(func: Any) -> str:
 
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _ATTEND: Any = torch.nn.functional.scaled_dot_product_attention
+_BETWEEN = frozenset({__file__, torch.overrides.__file__})  # of the code and a note of its call
 _TORCH = os.path.join(torch.__path__[0], "")
 
 
@@ -364,8 +365,11 @@ class Recorder:
     def note(self, func: Any, args: Any, kwargs: Any) -> Call | None:
         integers: list[int] = []
         floats: list[TaggedFloat] = []
-        _add_numbers(integers, floats, args)
-        _add_numbers(integers, floats, kwargs.values())
+        plain: list[float] = []
+        _add_numbers(integers, floats, plain, args)
+        _add_numbers(integers, floats, plain, kwargs.values())
+        if plain:
+            self._written(func, plain)
         if func is _ATTEND and kwargs.get("scale") is None:
             size = self.tag_shape(args[0], args[0].shape)[-1] if args else 0
             floats += [size**-0.5] if size else []
@@ -387,6 +391,17 @@ class Recorder:
                 elif call.owner is not None and method is not None:
                     self.program.methods[call.owner, frame.f_code] = method
         return call
+
+    def _written(self, func: Any, plain: Iterable[float]) -> None:
+        """Note floats of unknown origin that the code gave to a torch function, and where."""
+        frame = inspect.currentframe()
+        own = getattr(func, "__code__", None)
+        while frame is not None and (frame.f_code.co_filename in _BETWEEN or frame.f_code is own):
+            frame = frame.f_back
+        if frame is not None:
+            for number in plain:
+                sites = self.program.written.setdefault((frame.f_code, number), set())
+                sites.add(frame.f_lasti)
 
     def _method(self, frame: FrameType) -> tuple[str | None, FunctionType | None]:
         """Whose code runs in a frame: a module's path, and its method if it is one."""
@@ -424,17 +439,24 @@ class Recorder:
         return TaggedInt(result, Size(self.value(args[0]), dim % args[0].dim()))
 
 
-def _add_numbers(integers: list[int], floats: list[TaggedFloat], args: Iterable[Any]) -> None:
-    """The integers and tagged floats in a function's arguments, in order; bounds of slices too."""
+def _add_numbers(
+    integers: list[int], floats: list[TaggedFloat], plain: list[float], args: Iterable[Any]
+) -> None:
+    """The integers and floats in a function's arguments, in order; bounds of slices too.
+
+    Of floats of unknown origin, 0 and 1 are left out: neither is computed from a size.
+    """
     for arg in args:
         if type(arg) is TaggedInt or type(arg) is int:
             integers.append(arg)
         elif type(arg) is TaggedFloat:
             floats.append(arg)
         elif isinstance(arg, (tuple, list)):
-            _add_numbers(integers, floats, arg)
+            _add_numbers(integers, floats, plain, arg)
         elif isinstance(arg, slice):
-            _add_numbers(integers, floats, (arg.start, arg.stop, arg.step))
+            _add_numbers(integers, floats, plain, (arg.start, arg.stop, arg.step))
+        elif isinstance(arg, float) and arg not in (0.0, 1.0):
+            plain.append(float(arg))
 
 
 @contextlib.contextmanager
@@ -463,6 +485,8 @@ def _observed(recorder: Recorder) -> Iterator[None]:
                         source = Attribute(path, name)
                         known[source] = value
                         attributes[name] = TaggedInt(value, source)
+                elif type(value) is float:
+                    attributes[name] = TaggedFloat(value, value)  # no cut changes it
                 elif type(value) in (tuple, list) and set(map(type, value)) == {int}:
                     if max(value) <= 1:
                         continue
@@ -586,7 +610,8 @@ def record(model: nn.Module, example_inputs: Any, supported: Callable[[Any], boo
     if not program.output_ids():
         raise TraceError("the model returned no tensor, so there is nothing to follow")
     recorder.finish()
-    if recorder.shadow is not None and not program.parameters.keys() <= program.tensors.keys():
+    program.on_shapes = recorder.shadow is not None
+    if program.on_shapes and not program.parameters.keys() <= program.tensors.keys():
         _run_training(model, recorder, twins)
     return program
 

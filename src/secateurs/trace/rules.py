@@ -431,7 +431,11 @@ def is_depthwise(node: Node, analysis: Analysis) -> bool:
 
 
 def _grouped(analysis: Analysis, node: Node, enters: int, leaves_by: int, groups: int) -> Axis:
-    """A grouped convolution: the same number of channels must go from each of its groups."""
+    """A grouped convolution: the same number of channels must go from each of its groups.
+
+    Along the axis of the kernel that all groups share, each may lose others if the kernel is a
+    plain tensor; of a computed one, the same index goes from every group.
+    """
     x, w = node.args[0].id, node.args[1].id
     labels, kernel = analysis.labels, analysis.axes[w]
     shape = analysis.program.values[w].shape
@@ -445,19 +449,15 @@ def _grouped(analysis: Analysis, node: Node, enters: int, leaves_by: int, groups
         analysis.writes(w, kernel[0], "channel")
         return kernel[0]
     blocked = analysis.blocked_axis(w, groups)
-    if blocked is None:  # a computed kernel: the same index in every group
-        reason = "a grouped convolution with a computed kernel"
-        for axis in (channels, *kernel[:2]):
-            labels.freeze(axis, reason)
-        return frozen_axis(analysis.shape(node)[1], reason)
-    inside: Axis = (blocked,)
+    reason = "groups of a convolution"
+    inside: Axis = (blocked,) if blocked else (*frozen_axis(groups, reason), *kernel[1])
     read_axis, out = (kernel[0], inside) if enters == 0 else (inside, kernel[0])
     analysis.writes(w, out, "channel")
     analysis.reads_weight(w, read_axis)
     analysis.read(node, 0, x, 1)
     labels.unite(channels, read_axis)
     for axis in (read_axis, out):
-        labels.balance(labels.flat(axis), groups, "groups of a convolution")
+        labels.balance(labels.flat(axis), groups, reason)
     return out
 
 
