@@ -137,7 +137,7 @@ def kinds(graph: sc.Graph) -> dict[str, tuple[str, int]]:
 # ---------------------------------------------------------------------- what is found
 def test_kinds_are_found_from_what_ran() -> None:
     assert kinds(sc.trace(*net(Fused()))) == {
-        "qkv": ("head", HEADS), "qkv:head-dim": ("head-dim", DIM)
+        "qkv": ("head", HEADS), "qkv:head-dim": ("head-dim", 2 * DIM)
     }  # fmt: skip
     assert kinds(sc.trace(*net(Einsum()))) == {
         "wq": ("head", HEADS), "wq:head-dim": ("head-dim", DIM), "wv:head-dim": ("head-dim", DIM)
@@ -169,6 +169,37 @@ def test_query_heads_go_equally_from_each_key_value_head() -> None:
     rows = [*range(DIM), *range(3 * DIM, 4 * DIM)]
     assert torch.equal(small.wq.weight, model.wq.weight[rows])
     assert small.wk.out_features == 2 * DIM
+
+
+class Interleaved(Fused):
+    """The three of every head side by side, each taken by its number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        qkv = self.qkv(x).view(b, t, self.heads, 3, -1).transpose(1, 3).contiguous()
+        q, k, v = (qkv[:, number].transpose(1, 2) for number in range(3))
+        scores = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)) * 0.4
+        y = scores.softmax(-1) @ v.transpose(1, 2)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(("kind", "parts_first"), [(Fused, True), (Interleaved, False)])
+def test_a_fused_projection_loses_dims_of_q_and_k_and_others_of_v(
+    kind: type[nn.Module], parts_first: bool
+) -> None:
+    model, x = net(kind())
+    group = sc.trace(model, x)["qkv:head-dim"]
+    of_qk, of_v = group.blocks()
+    small = check(model, x, {group.name: [int(of_qk[1]), int(of_v[4])]})
+    stay = torch.tensor([[d for d in range(DIM) if d != gone] for gone in (1, 1, 4)])
+    rows = torch.arange(3 * WIDTH)
+    rows = rows.view(3, HEADS, DIM) if parts_first else rows.view(HEADS, 3, DIM).transpose(0, 1)
+    rows = rows.gather(2, stay[:, None].expand(3, HEADS, DIM - 1))
+    rows = (rows if parts_first else rows.transpose(0, 1)).flatten()
+    scaled = HEADS * (DIM - 1) if parts_first else 0  # a fused kernel divides by √dim
+    assert torch.equal(small.qkv.weight[scaled:], model.qkv.weight[rows][scaled:])
+    columns = torch.arange(WIDTH).view(HEADS, DIM)[:, stay[2]].flatten()
+    assert torch.equal(small.out.weight, model.out.weight[:, columns])
 
 
 def test_both_kinds_of_heads_at_once() -> None:
@@ -283,9 +314,9 @@ def test_sizes_that_the_code_computes_are_stated_anew() -> None:
 
 def test_plans_follow_one_another() -> None:
     model, x = net(Fused())
-    first = sc.trace(model, x).plan({"qkv": [1], "qkv:head-dim": [0, 2]})
+    first = sc.trace(model, x).plan({"qkv": [1], "qkv:head-dim": [0, 2, DIM + 1, DIM + 2]})
     half = sc.apply(model, first)
-    second = sc.trace(half, x).plan({"qkv": [0], "qkv:head-dim": [1]})
+    second = sc.trace(half, x).plan({"qkv": [0], "qkv:head-dim": [1, DIM]})
     small = sc.apply(half, second)
     assert sc.verify(half, small, second, x).max_relative_error < 1e-9
     whole = sc.Plan.from_json(first.then(second).to_json())
