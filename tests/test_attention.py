@@ -494,11 +494,81 @@ def test_a_config_that_cannot_say_the_cut_stays_and_warns() -> None:
 
 
 @needs_transformers
+def test_the_config_of_t5_says_its_head_dims(tmp_path: Path) -> None:
+    model, inputs = tiny("T5")
+    graph = sc.trace(model, inputs)
+    dims = {group.name: spread(group) for group in graph if group.kind == "head-dim"}
+    small = check(model, inputs, dims)
+    assert (small.config.d_kv, model.config.d_kv) == (7, 8)
+    small.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path, dtype=torch.float64).eval()
+    assert torch.equal(again(**inputs)[0], small(**inputs)[0])
+
+
+class Turning(nn.Module):
+    """A rotary table that no file holds: it is computed for the size of a head."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("freq", 1 / 100 ** torch.linspace(0, 1, dim // 2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angle = torch.arange(x.shape[2], dtype=x.dtype)[:, None] * self.freq
+        left, right = x.chunk(2, -1)
+        pair = left * angle.cos() - right * angle.sin(), right * angle.cos() + left * angle.sin()
+        return torch.cat(pair, -1)
+
+
+@needs_transformers
+def test_a_config_does_not_say_what_its_model_computes_anew() -> None:
+    from tests.zoo import torchvision_models
+
+    torchvision_models()
+    import transformers
+
+    class Config(transformers.PretrainedConfig):
+        def __init__(self, head_dim: int = DIM, **rest: Any):
+            super().__init__(**rest)
+            self.head_dim = head_dim
+
+    class Model(transformers.PreTrainedModel):
+        config_class = Config
+
+        def __init__(self, config: Config):
+            super().__init__(config)
+            self.dim = config.head_dim
+            self.q, self.k, self.v = (nn.Linear(WIDTH, HEADS * self.dim) for _ in "qkv")
+            self.turn, self.out = Turning(self.dim), nn.Linear(HEADS * self.dim, WIDTH)
+            self.post_init()
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (w(x).unflatten(-1, (HEADS, self.dim)).transpose(1, 2)
+                       for w in (self.q, self.k, self.v))  # fmt: skip
+            y = (self.turn(q) @ self.turn(k).transpose(-2, -1)).softmax(-1) @ v
+            return self.out(y.transpose(1, 2).flatten(2))
+
+    model, x = net(Model(Config()))
+    graph = sc.trace(model, x)
+    dims = {group.name: spread(group) for group in graph if group.kind == "head-dim"}
+    with pytest.warns(UserWarning, match=r"compute turn\.freq anew"):
+        small = check(model, x, dims)
+    assert small.config.head_dim == DIM
+    assert small.dim < DIM
+    model, inputs = tiny("ViT")  # 1/√dim is an attribute
+    graph = sc.trace(model, inputs)
+    dims = {group.name: spread(group) for group in graph if group.kind == "head-dim"}
+    with pytest.warns(
+        UserWarning, match=r"compute .*0\.attention\.scaling, .*1\.attention\.scaling"
+    ):
+        check(model, inputs, dims)
+
+
+@needs_transformers
 def test_head_dims_of_llama_span_its_layers() -> None:
     model, inputs = tiny("Llama")
     group = next(g for g in sc.trace(model, inputs) if g.kind == "head-dim")
     assert [len(block) for block in group.blocks()] == [4] * 5  # rotary pairs; two halves a layer
-    with pytest.warns(UserWarning, match="config"):  # self.scaling was set when the model was built
+    with pytest.warns(UserWarning, match=r"compute model\.rotary_emb\.inv_freq anew"):
         small = check(model, inputs, {group.name: spread(group)})
     assert small.model.layers[0].self_attn.head_dim == 6
     assert np.isclose(small.model.layers[0].self_attn.scaling, 8**-0.5)
