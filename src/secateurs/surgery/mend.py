@@ -378,9 +378,11 @@ def _descriptions(
     for (name, dim), (old, new) in axes.items():
         role = analysis.roles.get((name, dim), "carries")
         path, _, weight = name.rpartition(".")
+        groups = next((n for a, n in owned.get(path, ()) if a.name == "groups"), 1)
         for attribute, value in owned.get(path, ()):
-            if value == old and _describes(role, weight, attribute.name):
-                out[attribute] = new
+            for times in {1, groups}:  # an axis inside the groups of a convolution
+                if value == old * times and _describes(role, weight, attribute.name):
+                    out[attribute] = new * times
     for used, new in solved.items():  # a depthwise convolution's groups are its input channels
         old = analysis.program.attributes[used]
         for attribute, value in owned.get(used.module, ()):

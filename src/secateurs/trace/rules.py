@@ -183,9 +183,15 @@ def _slice(analysis: Analysis, node: Node) -> list[Axes]:
     dim = (node.args[1] if len(node.args) > 1 else 0) % len(axes)
     size = analysis.program.values[node.inputs[0]].shape[dim]
     _, start, stop, step = slice_bounds(node, size)
+    index = np.arange(start, stop, step)
+    if step > 1 and size % step == 0 and start < step and len(index) == size // step:
+        rows, lines = analysis.labels.regroup([axes[dim]], [size // step, step])
+        analysis.labels.freeze(lines, "a slice takes one index of every few")
+        axes[dim] = rows
+        return [axes]
     if step != 1:
         analysis.labels.freeze(axes[dim], "a slice with a step")
-    axes[dim] = analysis.labels.gather(axes[dim], np.arange(start, stop, step))
+    axes[dim] = analysis.labels.gather(axes[dim], index)
     return [axes]
 
 
@@ -372,20 +378,20 @@ def _grouped(analysis: Analysis, node: Node, enters: int, leaves_by: int, groups
         analysis.writes(w, kernel[0], "channel")
         return kernel[0]
     blocked = analysis.blocked_axis(w, groups)
-    if blocked is None:  # a computed kernel: the same index in every group
-        reason = "a grouped convolution with a computed kernel"
-        for axis in (channels, *kernel[:2]):
-            labels.freeze(axis, reason)
-        return frozen_axis(analysis.shape(node)[1], reason)
-    inside: Axis = (blocked,)
+    inside: Axis = (blocked,) if blocked else _in_every_group(kernel[1], groups)
     read_axis, out = (kernel[0], inside) if enters == 0 else (inside, kernel[0])
     analysis.writes(w, out, "channel")
-    analysis.reads_weight(w, read_axis)
+    analysis.reads_weight(w, kernel[enters] if blocked is None else read_axis)
     analysis.read(node, 0, x, 1)
     labels.unite(channels, read_axis)
     for axis in (read_axis, out):
         labels.balance(labels.flat(axis), groups, "groups of a convolution")
     return out
+
+
+def _in_every_group(axis: Axis, groups: int) -> Axis:
+    """The channels of a grouped convolution whose kernel is computed: one index of every group."""
+    return (*frozen_axis(groups, "groups of a convolution with a computed kernel"), *axis)
 
 
 # ---------------------------------------------------------------------- normalisation
