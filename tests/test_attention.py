@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 import secateurs as sc
 from secateurs.errors import PlanError
+from secateurs.surgery.apply import cut
 
 WIDTH, HEADS, DIM, TOKENS = 24, 4, 6, 5
 
@@ -384,6 +385,8 @@ T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vo
 MODELS: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
     "Llama": ("LlamaForCausalLM", GROUPED, {"num_attention_heads": 2, "intermediate_size": 36}),
     "Qwen3": ("Qwen3ForCausalLM", GROUPED, {"num_attention_heads": 2, "intermediate_size": 36}),
+    "Phi3": ("Phi3ForCausalLM", {**GROUPED, "pad_token_id": 0},
+             {"num_attention_heads": 2, "intermediate_size": 36}),
     "Bert": ("BertForSequenceClassification", {**TINY, "vocab_size": 40},
              {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 36}),
     "ViT": ("ViTForImageClassification", {**TINY, "image_size": 16, "patch_size": 8},
@@ -491,6 +494,32 @@ def test_a_config_that_cannot_say_the_cut_stays_and_warns() -> None:
     with pytest.warns(UserWarning, match="config"):
         again = sc.apply(fresh, sc.Plan.from_json(plan.to_json()))
     assert torch.equal(again(**inputs)[0], small(**inputs)[0])
+
+
+@needs_transformers
+def test_a_llama_without_query_heads_takes_padding_that_its_trace_had_not() -> None:
+    """The fused kernel repeats the keys by itself; with a mask the code does."""
+    model, inputs = tiny("Llama")
+    graph = sc.trace(model, inputs)
+    plan = graph.plan({g.name: spread(g) for g in graph if g.kind == "head"})
+    small = sc.apply(model, plan)
+    assert small.model.layers[1].self_attn.num_key_value_groups == 1
+    mask = torch.ones_like(inputs["input_ids"])
+    mask[0, :2] = 0
+    padded = {**inputs, "attention_mask": mask}
+    assert sc.verify(model, small, plan, padded).max_relative_error < 1e-9
+
+
+@needs_transformers
+def test_sizes_from_a_configuration_are_stated_anew() -> None:
+    """Phi-3 slices its projection at heads of the config times an attribute."""
+    model, inputs = tiny("Phi3")
+    graph = sc.trace(model, inputs)
+    for kind in ("head", "kv-head"):
+        plan = graph.plan({g.name: spread(g) for g in graph if g.kind == kind})
+        assert {stated.function for stated in plan.restated} == {"__getitem__"}
+        small = cut(model, plan)
+        assert sc.verify(model, small, plan, inputs, graph=graph).max_relative_error < 1e-9
 
 
 @needs_transformers
