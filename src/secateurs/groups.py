@@ -660,9 +660,14 @@ class Graph:
             elif part.labels is not None:
                 held = np.setdiff1d(np.arange(part.size), self.incidence(part)[0])
                 for cls in self.resolved.root[part.labels[held]].tolist():
-                    why = self.resolved.reason(cls) or "no unit"
+                    why = self._reason(cls)
                     reasons[why] = reasons.get(why, 0) + 1
         return next(iter(reasons.items()), ("", 0))
+
+    def _reason(self, cls: int) -> str:
+        """Why a class of slices cannot go: for a product, why what takes it along cannot."""
+        why, operands = self.resolved.reason(cls), self.resolved.products.get(cls, ())
+        return why or next((w for c in sorted(operands) if (w := self._reason(c))), "")
 
     # ------------------------------------------------------------------ printing
     def __str__(self) -> str:

@@ -52,7 +52,7 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
     )
     """
     model = cut(model, plan, inplace=inplace)
-    mend_config(model, plan.changed_sizes(), plan.attributes, static=plan.replay)
+    mend_config(model, plan)
     return model
 
 
