@@ -233,11 +233,11 @@ class Plan:
             size = own.shape[scale.dim] if own and scale.dim < len(own.shape) else -1
             if not all(0 <= i < size for i in scale.indices):
                 raise FileError(f"the plan is malformed: bad rows to scale of {scale.tensor!r}")
-        longest = max((s.axis(d)[0] for s in self.tensors.values() for d in s.removed), default=0)
+        most = sum(s.axis(d)[0] for s in self.tensors.values() for d in s.removed)  # units of all
         for name, indices in self.groups.items():
             size = self.sizes.get(name, -1)
-            if size > longest:
-                raise FileError(f"the plan is malformed: no axis holds {size} units of {name!r}")
+            if size > most:
+                raise FileError(f"the plan is malformed: no axes hold {size} units of {name!r}")
             if len(set(indices)) != len(indices) or not all(0 <= i < size for i in indices):
                 raise FileError(f"the plan is malformed: bad units for group {name!r}")
         if bool(self.groups) != bool(self.tensors):

@@ -27,12 +27,27 @@ def can_size(number: int) -> bool:
     return number > 0 or number < -1
 
 
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """What a torch function was given, and what it returned; tensors are references.
+
+    A tensor that is no value of the program is the reference -1.
+    """
+
+    function: Any
+    args: Any
+    kwargs: Any
+    result: Any
+
+
 @dataclass(slots=True)
 class Call:
     """One torch function that the model called; its integers, and where in whose code.
 
     `floats` are those of its floats that were computed from a size; `module` was running, and this
     was call number `ordinal` of that function in its run, its children's calls counted too.
+    `invocation` is kept of functions whose integers are counts, factors or dimensions rather than
+    sizes and bounds.
     """
 
     name: str
@@ -44,6 +59,7 @@ class Call:
     line: int = 0
     at: int = 0
     owner: str | None = None
+    invocation: Invocation | None = None
 
     @property
     def sizes(self) -> list[int]:
@@ -112,7 +128,8 @@ class Program:
     method that called it by its name and the function that it is, and `parameters`
     gives the shape of every parameter of the model, used or not. `training` is a run in training
     mode, where eval mode leaves parameters unused. `looks` says that the code looked at a value
-    that depends on the inputs, so that other inputs may take another way.
+    that depends on the inputs, so that other inputs may take another way. `states` holds pairs of
+    values, the state that a cell was given and the one that it made: its kernel wants one size.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -128,6 +145,7 @@ class Program:
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     training: Run = field(default_factory=Run)
     looks: bool = False
+    states: list[tuple[int, int]] = field(default_factory=list)
 
     def output_ids(self) -> list[int]:
         return [leaf.id for leaf in pytree.tree_leaves(self.outputs) if isinstance(leaf, Ref)]

@@ -232,8 +232,21 @@ def _slice(analysis: Analysis, node: Node) -> list[Axes]:
     _, start, stop, step = slice_bounds(node, size)
     if step != 1:
         analysis.labels.freeze(axes[dim], "a slice with a step")
+    elif stop - start < size and (node.call is None or node.call.invocation is not None):
+        _cut_by_torch(analysis, axes[dim], start, stop - start)
     axes[dim] = analysis.labels.gather(axes[dim], np.arange(start, stop, step))
     return [axes]
+
+
+def _cut_by_torch(analysis: Analysis, axis: Axis, start: int, length: int) -> None:
+    """A slice whose bounds PyTorch computes from the size: it stays right among equal pieces."""
+    if all(f.frozen is not None for f in leaves(axis)):
+        return
+    size = axis_size(axis)
+    if length and size % length == 0 and start % length == 0:
+        analysis.labels.balance(analysis.labels.flat(axis), size // length, "equal pieces")
+    else:
+        analysis.labels.freeze(axis, "cut into unequal pieces by their number")
 
 
 @rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
