@@ -130,6 +130,7 @@ class Program:
     mode, where eval mode leaves parameters unused. `looks` says that the code looked at a value
     that depends on the inputs, so that other inputs may take another way. `states` holds pairs of
     values, the state that a cell was given and the one that it made: its kernel wants one size.
+    `apart` holds pairs of values whose last sizes a kernel tells apart.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -146,6 +147,7 @@ class Program:
     training: Run = field(default_factory=Run)
     looks: bool = False
     states: list[tuple[int, int]] = field(default_factory=list)
+    apart: list[tuple[int, int]] = field(default_factory=list)
 
     def output_ids(self) -> list[int]:
         return [leaf.id for leaf in pytree.tree_leaves(self.outputs) if isinstance(leaf, Ref)]

@@ -419,7 +419,11 @@ class Recorder:
         """Take note of what a torch function returned, where that tells something."""
         if name in _CELLS:
             self.program.states.append((given[0][1].id, self.known(result).id))
-        elif self.call is not None and not _states_sizes(name, *given):
+        elif name == "lstm":  # it takes a projection to be there where these two differ
+            hidden, cell = (ref.id for ref in next(a for a in given[0] if isinstance(a, list)))
+            if self.program.values[hidden].shape != self.program.values[cell].shape:
+                self.program.apart.append((hidden, cell))
+        if self.call is not None and not _states_sizes(name, *given):
             self.call.invocation = Invocation(func, *given, self.known(result))
 
     def _method(self, frame: FrameType) -> tuple[str | None, FunctionType | None]:

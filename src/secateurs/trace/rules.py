@@ -234,8 +234,16 @@ def _slice(analysis: Analysis, node: Node) -> list[Axes]:
         analysis.labels.freeze(axes[dim], "a slice with a step")
     elif stop - start < size and (node.call is None or node.call.invocation is not None):
         _cut_by_torch(analysis, axes[dim], start, stop - start)
+    _keep_behind(analysis, axes[dim], node.args[3] if len(node.args) > 3 else None)
     axes[dim] = analysis.labels.gather(axes[dim], np.arange(start, stop, step))
     return [axes]
+
+
+def _keep_behind(analysis: Analysis, axis: Axis, stop: int | None) -> None:
+    """A slice that ends so many indices before the end: there is no number for none of them."""
+    if stop is not None and -axis_size(axis) < stop < 0:
+        if any(f.frozen is None for f in leaves(axis)):
+            analysis.labels.vector(analysis.labels.flat(axis)[stop:])
 
 
 def _cut_by_torch(analysis: Analysis, axis: Axis, start: int, length: int) -> None:
