@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tests.support import doubled
 from torch import Tensor, nn
 
-_NORMS = ("F.normalize", "weight_norm", "spectral_norm")
+_NORMS = ("F.normalize", "weight_norm", "spectral_norm", "torch.sum")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Network:
 
     @property
     def by_weights(self) -> bool:
-        """Whether units are read by weights alone: a norm reads what it divides by."""
+        """Whether units are read by weights alone: a norm reads what it divides by, a sum all."""
         return not any(name in self.code for name in _NORMS)
 
     def __repr__(self) -> str:

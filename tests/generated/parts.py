@@ -86,7 +86,7 @@ def summed(b: Builder, x: Value) -> Value:
     rows = b.divisor(x.width)
     over, left = b.pick((dim, x.width // rows), (dim + 1, rows))
     made = f"{x}.unflatten({dim}, ({rows}, {b.pick('-1', b.said(x.width // rows))}))"
-    return with_width(b, x, f"{made}.{b.pick('sum', 'mean', 'amax')}({over})", left)
+    return with_width(b, x, f"torch.{b.pick('sum', 'mean', 'amax')}({made}, {over})", left)
 
 
 def sized(b: Builder, x: Value) -> Value:
@@ -94,7 +94,7 @@ def sized(b: Builder, x: Value) -> Value:
     dim, _ = features(x)
     size = b.pick(f"{x}.shape[{dim}]", f"{x}.size({dim})", b.said(x.width))
     how = b.pick(f"{x} / {size} ** 0.5", f"{x} * ({size} ** -0.5)",
-                 f"{x} - {x}.sum({dim}, keepdim=True) / {size}")  # fmt: skip
+                 f"{x} - torch.sum({x}, {dim}, keepdim=True) / {size}")  # fmt: skip
     return b.like(x, how)
 
 

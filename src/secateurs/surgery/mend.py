@@ -444,7 +444,7 @@ def _descriptions(
                 out[attribute] = new
     for used, new in solved.items():  # a depthwise convolution's groups are its input channels
         old = analysis.program.attributes[used]
-        for attribute, value in owned.get(used.module, ()):
+        for attribute, value in owned.get(used.module, ()) if used.name == "groups" else ():
             if value == old and attribute not in out and _describes("reads", "", attribute.name):
                 out[attribute] = new
     return out

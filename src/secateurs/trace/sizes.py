@@ -55,7 +55,8 @@ def stated_sizes(analysis: Analysis, node: Node, cut: Cut) -> Iterator[tuple[int
             pairs = zip(old, new[at], strict=True) if isinstance(old, list) else [(old, new[at])]
             for before, after in pairs:
                 if at == _STOP and node.call is not None and node.call.name == "narrow":
-                    before, after = before - node.args[2], after - new[2]  # it states a length
+                    dim = node.args[1]  # it states a length
+                    before, after = analysis.shape(node)[dim], _new_shape(analysis, node, cut)[dim]
                 if type(before) is int and type(after) is int and before not in (-1, 0):
                     yield before, after
 
