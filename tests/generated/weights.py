@@ -1,4 +1,4 @@
-"""Steps whose weights are shared, tied, computed or normalised; and steps in a class of their own."""
+"""Steps whose weights are shared, tied, computed or normalised, and steps in a class apart."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def standardised(b: Builder, x: Value) -> Value:
     """Weight standardisation."""
     width = b.width()
     weight = b.weight(width, x.width, 3, 3)
-    axes = (1, 2, 3)
-    made = f"({weight} - {weight}.mean({axes}, keepdim=True)) / ({weight}.std({axes}, keepdim=True) + 1e-5)"
+    over = "((1, 2, 3), keepdim=True)"
+    made = f"({weight} - {weight}.mean{over}) / ({weight}.std{over} + 1e-5)"
     return b.value(f"F.conv2d({x}, {made}, padding=1)", "image", *images.widened(x, width))
 
 
