@@ -171,11 +171,23 @@ class WideHead(nn.Module):
         return self.out(x + self.attention(x, x, x)[0])
 
 
+class Turned(nn.Module):
+    """A grid is added to itself the other way round: each of its sides becomes the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side, self.a, self.out = 3, nn.Linear(5, 9, bias=False), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.out(x + x.view(-1, self.side, self.side).transpose(1, 2).reshape(-1, 9))
+
+
 FOUND = [(GroupedTransposed, (2, 3, 6)), (OneOfItsKind, (2, 5))]
 FOUND += [(Unflattened, (2, 5)), (ScaledScores, (2, 4, 6)), (NumbersInARow, (2, 5))]
 FOUND += [(Counted, (2, 3, 4, 4)), (Halves, (2, 5)), (OneStep, (2, 5)), (AllButTheLast, (2, 5))]
 FOUND += [(Narrowed, (2, 5)), (Projected, (2, 3, 4)), (ManyStates, (2, 3, 4))]
-FOUND += [(WideHead, (2, 3, 5))]
+FOUND += [(WideHead, (2, 3, 5)), (Turned, (2, 5))]
 
 
 @pytest.mark.parametrize(("make", "shape"), FOUND, ids=[make.__name__ for make, _ in FOUND])

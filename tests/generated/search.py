@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from .network import Network
 from .strategies import networks
 
 Try = Callable[[Network, int], None]
+SECONDS = 20
 
 
 @dataclass
@@ -45,13 +47,28 @@ def search(seeds: range) -> Found:
     found = Found()
     for number in seeds:
         try:
-            found.tally += check(*drawn(number))
+            found.tally += judged(*drawn(number))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a failure
             kind = kind_of(error)
             found.tally["networks"] += 1
             found.failures[kind] += 1
             found.met.setdefault(kind, number)
     return found
+
+
+def judged(network: Network, units: int) -> Counter[str]:
+    """The laws on a network, in so many seconds of processor time."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"no end after {SECONDS} s")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+    try:
+        return check(network, units)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def drawn(number: int) -> tuple[Network, int]:
@@ -85,7 +102,7 @@ def shrunk(kind: str, number: int) -> str:
 
     def again(network: Network, units: int) -> None:
         try:
-            check(network, units)
+            judged(network, units)
         except Exception as error:
             if kind_of(error) == kind:
                 last[:] = [as_test(network, units, error)]
@@ -100,6 +117,8 @@ def shrunk(kind: str, number: int) -> str:
 
 def kind_of(error: Exception) -> str:
     """A failure without its numbers and names."""
+    if isinstance(error, TimeoutError):
+        return str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
     words = re.sub(r"'[^']*'|\{.*\}|[\d.e+-]*\d[\d.e+-]*", "…", str(error).partition("\n")[0])
     file = "the network" if place.filename.startswith("<") else place.filename.rpartition("/")[2]

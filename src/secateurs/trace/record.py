@@ -197,10 +197,12 @@ class _Functions(TorchFunctionMode):
             return math.prod(recorder.tag_shape(args[0], args[0].shape))
         kwargs = kwargs or {}
         outer, recorder.call = recorder.call, recorder.note(func, args, kwargs)
-        given = recorder.known((args, kwargs)) if recorder.call or name in _CELLS else None
+        noted = recorder.call is not None or name in _CELLS
+        given = recorder.known((args, kwargs)) if noted else None
         try:
             result = func(*args, **kwargs)
-            recorder.returned(name, func, given, result)
+            if given is not None:
+                recorder.returned(name, func, given, result)
             return result
         finally:
             recorder.call = outer
@@ -408,7 +410,9 @@ class Recorder:
             return arg
         if isinstance(arg, torch.Tensor):
             own = self._ids.get(id(arg))
-            return Ref(own[1] if own is not None and own[0]() is arg else -1)
+            if own is not None and own[0]() is arg:
+                return Ref(own[1])
+            return Ref(self.value(arg) if id(arg) in self.names else -1)
         if isinstance(arg, (list, tuple)):
             return [self.known(item) for item in arg]
         if type(arg) is dict:
@@ -418,9 +422,11 @@ class Recorder:
     def returned(self, name: str, func: Any, given: Any, result: Any) -> None:
         """Take note of what a torch function returned, where that tells something."""
         if name in _CELLS:
-            self.program.states.append((given[0][1].id, self.known(result).id))
+            before = given[0][1] if len(given[0]) > 1 else given[1]["hx"]
+            self.program.states.append((before.id, self.known(result).id))
         elif name == "lstm":  # it takes a projection to be there where these two differ
-            hidden, cell = (ref.id for ref in next(a for a in given[0] if isinstance(a, list)))
+            states = next(a for a in (*given[0], *given[1].values()) if isinstance(a, list))
+            hidden, cell = (ref.id for ref in states)
             if self.program.values[hidden].shape != self.program.values[cell].shape:
                 self.program.apart.append((hidden, cell))
         if self.call is not None and not _states_sizes(name, *given):

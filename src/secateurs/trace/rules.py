@@ -241,9 +241,9 @@ def _slice(analysis: Analysis, node: Node) -> list[Axes]:
 
 def _keep_behind(analysis: Analysis, axis: Axis, stop: int | None) -> None:
     """A slice that ends so many indices before the end: there is no number for none of them."""
-    if stop is not None and -axis_size(axis) < stop < 0:
-        if any(f.frozen is None for f in leaves(axis)):
-            analysis.labels.vector(analysis.labels.flat(axis)[stop:])
+    from_the_end = stop is not None and -axis_size(axis) < stop < 0
+    if from_the_end and any(f.frozen is None for f in leaves(axis)):
+        analysis.labels.vector(analysis.labels.flat(axis)[stop:])
 
 
 def _cut_by_torch(analysis: Analysis, axis: Axis, start: int, length: int) -> None:
