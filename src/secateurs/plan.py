@@ -390,9 +390,10 @@ def _check_axes(graph: Graph, selection: Selection) -> None:
     for axis, least, reason in graph.analysis.labels.least:
         if (left := selection.size(axis)) < least:
             raise PlanError(f"the plan would leave {left} units where {reason} needs {least}")
-    for one, other in graph.program.apart:
-        sizes = {selection.size(graph.analysis.axes[value][-1]) for value in (one, other)}
-        if len(sizes) < 2:
+    axes = graph.analysis.axes
+    for pair in graph.program.apart:
+        sizes = {selection.size(axes[value][-1]) for value in pair if value in axes}
+        if len(sizes) == 1:
             raise PlanError(
                 f"the plan would leave {sizes.pop()} units of a state and of what it is projected "
                 "to, and PyTorch would take the projection for none; leave fewer of these"

@@ -205,8 +205,11 @@ def _given_sizes(
         stated = list(stated_sizes(analysis, node, cut))
         if call is None or not stated:
             continue
-        computed = call.invocation and any(old != new for old, new in stated)
-        fits = fitting.setdefault(id(call), _fits(analysis, call, cut)) if computed else None
+        fits = None
+        if call.invocation is not None and any(old != new for old, new in stated):
+            if id(call) not in fitting:
+                fitting[id(call)] = _fits(analysis, call, cut)
+            fits = fitting[id(call)]
         if fits:
             continue
         before = [old for old, _ in stated]
