@@ -101,8 +101,7 @@ def test_generated_networks_are_scored_as_they_are_batched(network: Network) -> 
 
     try:
         whole = sc.score(model, graph, [more], objective=objective)
-    except UnscoredError as why:  # nothing but statistics reads its units
-        assert str(why)
+    except UnscoredError:  # nothing but statistics reads its units
         return
     parts = sc.score(model, graph, [more[:1], more[1:]], objective=objective)
     assert {*whole, *whole.unscored} == {group.name for group in graph}
