@@ -239,9 +239,9 @@ network has a process of its own, and every stage {limit} seconds of processor t
   after the cut, 'wrong' if it runs and breaks the law.
 - **trains**: a step of descent in training mode, with finite gradients. 'nor uncut': the original
   cannot do it either; so for the exports. '–': not measured.
-- **seconds, MiB**: trace, groups, plan and apply in float32 on one thread: processor time, and the
-  most memory above what the process had before. A small network is cut first, so that what PyTorch
-  loads once is not counted.
+- **seconds, MiB**: trace, groups, plan and apply in float32, in place, on one thread: processor
+  time, and the most memory above what the process had before. A small network is cut first, so that
+  what PyTorch loads once is not counted.
 - **Torch-Pruning**: {peer}, told which tensors are the outputs and to leave the last layer
   alone, 30% by magnitude. Each of its groups is checked too where that is possible: the network
   with the group's reads zeroed against the network without it. 'no end': more than {limit} seconds.

@@ -11,7 +11,7 @@ from .members import Group, Member
 from .trace import attention
 from .trace.analyse import Analysis
 from .trace.balance import split_cells
-from .trace.labels import Ints, leaves
+from .trace.labels import Factor, Ints, find, leaves
 from .units import Units
 
 _ALONE = "no other unit could take its place: it is the only one of its group"
@@ -34,6 +34,7 @@ class Grouping:
         self.families: dict[tuple[str, int], list[tuple[Ints, int]]] = {}
         self.group_of: Ints = np.full(len(self.units.classes), -1)
         self.index_of: Ints = np.zeros(len(self.units.classes), dtype=np.int64)
+        self._numbers: dict[int, list[int]] = {}  # of the groups along a factor
         self._assign()
         self._mark_inexact()
         self._balance()
@@ -179,6 +180,7 @@ class Grouping:
 
     def _keep(self, numbers: list[int]) -> None:
         """Keep only these groups, and number units anew."""
+        self._numbers.clear()
         self.groups = [self.groups[number] for number in numbers]
         self.group_of[:] = -1
         for number, group in enumerate(self.groups):
@@ -190,6 +192,18 @@ class Grouping:
         for number, reason in reasons.items():
             self.units.freeze(self.groups[number].units, reason)
         self._keep([n for n in range(len(self.groups)) if n not in reasons])
+
+    def groups_of(self, factor: Factor) -> list[int]:
+        """The numbers of the groups that have units along a leaf factor."""
+        factor = find(factor)
+        if factor.labels is None and factor.copies is not None:
+            factor = factor.copies.own
+        known = self._numbers.get(id(factor))
+        if known is None:
+            units = self.units.incidence(factor)[1]
+            known = np.unique(self.group_of[units]).tolist() if len(units) else []
+            self._numbers[id(factor)] = known
+        return known
 
     def join(self, parts: Mapping[str, Sequence[Ints]]) -> None:
         """Make groups, by name, one: equally many units must go from each block of any of them."""

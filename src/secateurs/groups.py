@@ -15,7 +15,7 @@ from .members import Frozen, Group, Member
 from .selection import Selection
 from .tables import render
 from .trace.analyse import Analysis
-from .trace.labels import Axis, Factor, Ints, find
+from .trace.labels import Axis, Factor, Ints
 from .trace.program import Program
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Graph:
     Attributes:
         groups: what can be cut.
         analysis: the axes of every value of the program, and what reads them.
+        replay: whether a plan that cannot be mended in the model is served by replay.
         slots: (tensor, dim, axis in its leaves) of every axis of a tensor.
         resolved: the classes of labels, and which of them can never go.
         families: (tensor, dim) -> (units in order of position, slices per unit) of each family.
@@ -44,6 +45,7 @@ class Graph:
 
     def __init__(self, analysis: Analysis):
         self.analysis = analysis
+        self.replay = False
         self._grouping = Grouping(analysis)
         self._units = self._grouping.units
         self.slots, self.resolved = self._units.slots, self._units.resolved
@@ -177,11 +179,7 @@ class Graph:
 
     def groups_of(self, factor: Factor) -> list[int]:
         """The numbers of the groups that have units along a leaf factor."""
-        factor = find(factor)
-        if factor.labels is None and factor.copies is not None:
-            factor = factor.copies.own
-        units = self.incidence(factor)[1]
-        return np.unique(self.group_of[units]).tolist() if len(units) else []
+        return self._grouping.groups_of(factor)
 
     def join(self, parts: Mapping[str, Sequence[Ints]]) -> None:
         """Make groups, by name, one: equally many units must go from each block of any of them."""
@@ -230,7 +228,8 @@ class Graph:
                 g.name,
                 g.kind,
                 g.size,
-                "yes" if g.exact else f"no: {g.why_inexact}",
+                ("yes" if g.exact else f"no: {g.why_inexact}")
+                + (", by replay" if g.replayed else ""),
                 "" if g.balance is None else f"{len(g.blocks())} blocks",
                 ", ".join(m for m in g.members if m != g.name),
             )

@@ -43,6 +43,8 @@ class Group:
         why_inexact: the operation that takes it; empty if the group is exact.
         balance: block number of every unit, (size,), or None. A plan takes the same number of
             units from each block.
+        replayed: why no cut of it can be mended in the model, where that is so and the cut is
+            served by replay; see `trace`.
         multiple: as many units must stay as a multiple of this: some kernels take no other sizes.
         writes, reads, carries: the tensors' axes that make, read, or pass on the units.
 
@@ -62,6 +64,7 @@ class Group:
     why_inexact: str = ""
     balance: Ints | None = None
     multiple: int = 1
+    replayed: str = ""
     writes: list[Member] = field(default_factory=list)
     reads: list[Member] = field(default_factory=list)
     carries: list[Member] = field(default_factory=list)
@@ -81,7 +84,8 @@ class Group:
         """The unit indices of each balance block; one block where there is no constraint."""
         if self.balance is None:
             return [np.arange(self.size)]
-        return [np.flatnonzero(self.balance == b) for b in np.unique(self.balance)]
+        order = np.argsort(self.balance, kind="stable")
+        return np.split(order, np.flatnonzero(np.diff(self.balance[order])) + 1)
 
     def allowed(self, each: int) -> int:
         """The most units, but no more than `each`, that may go from every block."""

@@ -62,11 +62,11 @@ class _Trial:
     def failures(self, groups: Iterable[Group]) -> dict[str, str]:
         """The groups that cannot be cut by themselves, and why."""
         groups = list(groups)
-        stating = self._stating()
+        stating, computing = self._stating(), self._computing()
         out = {}
         for group in groups:
             nodes = stating.get(group.name, [])
-            computed = self._computed(group)
+            computed = computing[group.name]
             for units in _trials(group) if nodes or computed else ():
                 try:
                     selection = Selection(self.graph, units)
@@ -111,14 +111,14 @@ class _Trial:
         parts = {leaf for v in values if v in axes for axis in axes[v] for leaf in leaves(axis)}
         return {self.graph.groups[n].name for leaf in parts for n in self.graph.groups_of(leaf)}
 
-    def _computed(self, group: Group) -> list[Computed]:
-        """The computed numbers that may change with a group."""
-        out = []
+    def _computing(self) -> dict[str, list[Computed]]:
+        """Group -> the computed numbers that may change with it."""
+        out: dict[str, list[Computed]] = {group.name: [] for group in self.graph}
         for computed in self.computed:
             found = list(leaves_of(computed.source))
             sizes = [leaf.value for leaf in found if isinstance(leaf, Size)]
-            if len(sizes) < len(found) or group.name in self._touched(sizes):
-                out.append(computed)
+            for name in self._touched(sizes) if len(sizes) == len(found) else out:
+                out[name].append(computed)
         return out
 
 

@@ -366,12 +366,10 @@ def _check_units(group: Group, indices: list[int]) -> None:
             f"multiples of {group.multiple} only"
         )
     if group.balance is not None:
-        counts = {
-            int(block): int(np.isin(members, indices).sum())
-            for block, members in enumerate(group.blocks())
-        }
-        if len(set(counts.values())) > 1:
-            low, high = min(counts.values()), max(counts.values())
+        _, block = np.unique(group.balance, return_inverse=True)
+        counts = np.bincount(block[indices], minlength=block.max() + 1)
+        low, high = counts.min(), counts.max()
+        if low < high:
             raise PlanError(
                 f"group {group.name!r} is balanced: its {len(counts)} blocks must lose equally "
                 f"many units, but lose between {low} and {high}; see graph[{group.name!r}].balance"

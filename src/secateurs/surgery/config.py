@@ -75,13 +75,18 @@ def _fields(value: Any, path: Field = ()) -> Iterator[tuple[Field, int]]:
 
 def _candidates(model: nn.Module, config: Any, sizes: Sizes) -> list[Change]:
     """Fields that hold a size which changed; names that modules read and the config leaves out."""
-    out = [(path, new) for path, old in _fields(config) for was, new in sizes if was == old]
+    found = [(path, new) for path, old in _fields(config) for was, new in sizes if was == old]
+    held: dict[str, set[int]] = {}
     for module in model.modules():
         if module.__dict__.get("config") is not None:
             for name, value in own_attributes(module):
-                if type(value) is int and value > 1 and getattr(config, name, None) is None:
-                    out.append(((name,), value))
-    return list(dict.fromkeys(out))
+                if type(value) is int:
+                    held.setdefault(name, set()).add(value)
+    for name, values in held.items():
+        # a number that differs from layer to layer, such as their index, is no field's
+        if len(values) == 1 and min(values) > 1 and getattr(config, name, None) is None:
+            found.append(((name,), min(values)))
+    return list(dict.fromkeys(found))
 
 
 def _edited(config: Any, changes: Iterable[Change]) -> Any:
@@ -141,6 +146,8 @@ class _Search:
         """The changes after which nothing differs, one or two at a time; None if there are none."""
         chosen: frozenset[Change] = frozenset()
         steps = [frozenset(c) for n in (1, 2) for c in combinations(candidates, n)]
+        if self.distance(chosen) == _FAR:
+            return None  # its class takes more than a configuration
         while self.distance(chosen)[0]:
             better = (
                 new
