@@ -243,11 +243,11 @@ class Plan:
             size = own.shape[scale.dim] if own and scale.dim < len(own.shape) else -1
             if not all(0 <= i < size for i in scale.indices):
                 raise FileError(f"the plan is malformed: bad rows to scale of {scale.tensor!r}")
-        longest = max((s.axis(d)[0] for s in self.tensors.values() for d in s.removed), default=0)
+        most = sum(s.axis(d)[0] for s in self.tensors.values() for d in s.removed)  # units of all
         for name, indices in self.groups.items():
             size = self.sizes.get(name, -1)
-            if size > longest:
-                raise FileError(f"the plan is malformed: no axis holds {size} units of {name!r}")
+            if size > most:
+                raise FileError(f"the plan is malformed: no axes hold {size} units of {name!r}")
             if len(set(indices)) != len(indices) or not all(0 <= i < size for i in indices):
                 raise FileError(f"the plan is malformed: bad units for group {name!r}")
         if bool(self.groups) != bool(self.tensors):
@@ -424,6 +424,14 @@ def _check_axes(graph: Graph, selection: Selection) -> None:
     for axis, least, reason in graph.analysis.labels.least:
         if (left := selection.size(axis)) < least:
             raise PlanError(f"the plan would leave {left} units where {reason} needs {least}")
+    axes = graph.analysis.axes
+    for pair in graph.program.apart:
+        sizes = {selection.size(axes[value][-1]) for value in pair if value in axes}
+        if len(sizes) == 1:
+            raise PlanError(
+                f"the plan would leave {sizes.pop()} units of a state and of what it is projected "
+                "to, and PyTorch would take the projection for none; leave fewer of these"
+            )
     for labels, reason in graph.analysis.labels.balanced:
         lost = selection.gone(labels).sum(axis=1)
         if (lost != lost[0]).any():

@@ -14,11 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
+from torch.utils import _pytree as pytree
+
 from ..errors import MendError
 from ..trace.analyse import Analysis
 from ..trace.labels import leaves
 from ..trace.numbers import constants
-from ..trace.program import Call, Node, can_size
+from ..trace.program import Call, Node, Ref, can_size
 from ..trace.rules import op_name
 from ..trace.sizes import Cut, stated_sizes, states_sizes
 from ..trace.tagged import Attribute, Size, Source, TaggedInt, evaluate, leaves_of
@@ -155,6 +158,11 @@ def solve(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Solved:
     literals: dict[tuple[str, str, int], tuple[Literal, set[int]]] = {}
     restated: Restatements = {}
     for call, place, old, new in _given_sizes(analysis, cut, nodes):
+        if place is None:
+            raise MendError(
+                f"{call.place} computes the size {old} by itself, and would not make {new} of what "
+                "the cut leaves"
+            )
         given = call.sizes[place]
         if isinstance(given, TaggedInt):
             equations.append((given.source, new, call, place))
@@ -182,7 +190,8 @@ def demands(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> dict[Attribu
     return {
         given.source: new
         for call, place, old, new in _given_sizes(analysis, cut, nodes)
-        if isinstance(given := call.sizes[place], TaggedInt)
+        if place is not None
+        and isinstance(given := call.sizes[place], TaggedInt)
         and isinstance(given.source, Attribute)
         and new < old
     }
@@ -190,22 +199,77 @@ def demands(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> dict[Attribu
 
 def _given_sizes(
     analysis: Analysis, cut: Cut, nodes: Iterable[Node]
-) -> Iterator[tuple[Call, int, int, int]]:
-    """(call, place of the integer given, size before, size after) for every stated size."""
+) -> Iterator[tuple[Call, int | None, int, int]]:
+    """(call, place of the integer given, size before, size after) for every stated size.
+
+    There is no place where a function would compute another size than the cut needs.
+    """
     taken: set[tuple[int, int]] = set()
+    fitting: dict[int, bool | None] = {}
+    missing: dict[int, tuple[Call, int, int]] = {}
+    mended: set[int] = set()
     for node in nodes:
         call = node.call
         stated = list(stated_sizes(analysis, node, cut))
         if call is None or not stated:
             continue
-        given = call.sizes
-        last = node.name.endswith("convolution")  # its groups come after strides and paddings
+        fits = None
+        if call.invocation is not None and any(old != new for old, new in stated):
+            if id(call) not in fitting:
+                fitting[id(call)] = _fits(analysis, call, cut)
+            fits = fitting[id(call)]
+        if fits:
+            continue
         before = [old for old, _ in stated]
         places = _by_position(call, before)
-        places = places or _places(given, before, id(call), taken, last)
+        places = places or _places(call.sizes, before, id(call), taken, _is_last(node, call))
         for (old, new), found in zip(stated, places, strict=True):
+            if fits is False and old != new:
+                missing.setdefault(id(call), (call, old, new))
+                mended.update(id(call) for _ in found)
             for place in found:
                 yield call, place, old, new
+    for call, old, new in (own for key, own in missing.items() if key not in mended):
+        yield call, None, old, new
+
+
+def _fits(analysis: Analysis, call: Call, cut: Cut) -> bool | None:
+    """Whether a function, as it is called, makes what the cut needs of what is left.
+
+    It is called again, on shapes alone; None if it cannot be.
+    """
+    axes, values, known = analysis.axes, analysis.program.values, True
+
+    def left(ref: Ref) -> torch.Tensor | None:
+        nonlocal known
+        if ref.id not in axes:
+            known = False
+            return None
+        shape = [cut.size(axis) for axis in axes[ref.id]]
+        return torch.empty(shape, dtype=values[ref.id].dtype, device="meta")
+
+    given = call.invocation
+    if given is None:
+        return None
+    args, kwargs, wanted = (
+        pytree.tree_map_only(Ref, left, part) for part in (given.args, given.kwargs, given.result)
+    )
+    if not known:
+        return None
+    try:
+        made = given.function(*args, **kwargs)
+    except Exception:  # noqa: BLE001 - whatever it is, it cannot run so
+        return False
+    shapes = [[t.shape for t in pytree.tree_leaves(tree)] for tree in (made, wanted)]
+    return shapes[0] == shapes[1]
+
+
+def _is_last(node: Node, call: Call) -> bool:
+    """Whether what a node states comes last among the integers of its call.
+
+    The groups of a convolution come after strides and paddings, bounds after a dimension.
+    """
+    return node.name.endswith("convolution") or call.name == "narrow"
 
 
 def _by_position(call: Call, stated: list[int]) -> list[list[int]]:
@@ -411,7 +475,7 @@ def _descriptions(
                     out[attribute] = new * times
     for used, new in solved.items():  # a depthwise convolution's groups are its input channels
         old = analysis.program.attributes[used]
-        for attribute, value in owned.get(used.module, ()):
+        for attribute, value in owned.get(used.module, ()) if used.name == "groups" else ():
             if value == old and attribute not in out and _describes("reads", "", attribute.name):
                 out[attribute] = new
     return out

@@ -98,6 +98,10 @@ class Analysis:
                 self._position = sides[0].position
                 self.statistic(sides[0].axis, "a product of weights alone is summed over it")
         self.reads.sort(key=lambda read: read.position)
+        for before, after in self.program.states:
+            if before in self.axes and after in self.axes:
+                for one, other in zip(self.axes[before], self.axes[after], strict=True):
+                    self.labels.unite(one, other)
         for one, other in self._alike:
             if any(find(f).frozen is None for axis in (one, other) for f in leaves(axis)):
                 both = np.concatenate([self.labels.flat(one), self.labels.flat(other)])

@@ -35,12 +35,27 @@ def can_size(number: int) -> bool:
     return number > 0 or number < -1
 
 
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """What a torch function was given, and what it returned; tensors are references.
+
+    A tensor that is no value of the program is the reference -1.
+    """
+
+    function: Any
+    args: Any
+    kwargs: Any
+    result: Any
+
+
 @dataclass(slots=True)
 class Call:
     """One torch function that the model called; its integers, and where in whose code.
 
     `floats` are those of its floats that were computed from a size; `module` was running, and this
     was call number `ordinal` of that function in its run, its children's calls counted too.
+    `invocation` is kept of functions whose integers are counts, factors or dimensions rather than
+    sizes and bounds.
     """
 
     name: str
@@ -52,6 +67,7 @@ class Call:
     line: int = 0
     at: int = 0
     owner: str | None = None
+    invocation: Invocation | None = None
 
     @property
     def sizes(self) -> list[int]:
@@ -122,7 +138,9 @@ class Program:
     mode, where eval mode leaves parameters unused. `looks` says that the code looked at a value
     that depends on the inputs, so that other inputs may take another way; `on_shapes` that it ran
     on shapes alone. `written` holds the floats of unknown origin that a piece of code gave to torch
-    functions, and at which instructions.
+    functions, and at which instructions. `states` holds pairs of values, the state that a cell was
+    given and the one that it made: its kernel wants one size. `apart` holds pairs of values whose
+    last sizes a kernel tells apart.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -140,6 +158,8 @@ class Program:
     looks: bool = False
     on_shapes: bool = False
     written: dict[tuple[CodeType, float], set[int]] = field(default_factory=dict)
+    states: list[tuple[int, int]] = field(default_factory=list)
+    apart: list[tuple[int, int]] = field(default_factory=list)
 
     def output_ids(self) -> list[int]:
         return [leaf.id for leaf in pytree.tree_leaves(self.outputs) if isinstance(leaf, Ref)]

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
-from .program import Call, Node, Program, Ref, Run, Value
+from .program import Call, Invocation, Node, Program, Ref, Run, Value
 from .shadow import META, Shadow, storage
 from .stand_in import standing_in
 from .structures import open_dataclasses
@@ -195,9 +195,15 @@ class _Functions(TorchFunctionMode):
             counts[name] += 1
         if func is torch.Tensor.numel:
             return math.prod(recorder.tag_shape(args[0], args[0].shape))
-        outer, recorder.call = recorder.call, recorder.note(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        outer, recorder.call = recorder.call, recorder.note(func, args, kwargs)
+        noted = recorder.call is not None or name in _CELLS
+        given = recorder.known((args, kwargs)) if noted else None
         try:
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **kwargs)
+            if given is not None:
+                recorder.returned(name, func, given, result)
+            return result
         finally:
             recorder.call = outer
 
@@ -206,6 +212,16 @@ def function_name(func: Any) -> str:
     """What a torch function is called."""
     return str(getattr(func, "__name__", func))
 
+
+# The functions of PyTorch whose integers are sizes or bounds, and those where a list of them is.
+_STATES_SIZES = frozenset(
+    "view reshape unflatten expand broadcast_to __getitem__ __setitem__ narrow split "
+    "split_with_sizes unsafe_split unsafe_split_with_sizes zeros ones full empty rand randn "
+    "new_zeros new_ones new_full new_empty layer_norm rms_norm group_norm conv1d conv2d conv3d "
+    "conv_transpose1d conv_transpose2d conv_transpose3d histc multi_head_attention_forward".split()
+)
+_MAY_STATE_SIZES = frozenset({"tensor_split", "hsplit", "vsplit", "dsplit"})
+_CELLS = frozenset({"rnn_tanh_cell", "rnn_relu_cell"})  # others combine the two states
 
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _ATTEND: Any = torch.nn.functional.scaled_dot_product_attention
@@ -403,6 +419,35 @@ class Recorder:
                 sites = self.program.written.setdefault((frame.f_code, number), set())
                 sites.add(frame.f_lasti)
 
+    def known(self, arg: Any) -> Any:
+        """An argument with its tensors as references, -1 where one was not met before."""
+        if type(arg) in _SCALARS:
+            return arg
+        if isinstance(arg, torch.Tensor):
+            own = self._ids.get(id(arg))
+            if own is not None and own[0]() is arg:
+                return Ref(own[1])
+            return Ref(self.value(arg) if id(arg) in self.names else -1)
+        if isinstance(arg, (list, tuple)):
+            return [self.known(item) for item in arg]
+        if type(arg) is dict:
+            return {key: self.known(item) for key, item in arg.items()}
+        return arg
+
+    def returned(self, name: str, func: Any, given: Any, result: Any) -> None:
+        """Take note of what a torch function returned, where that tells something."""
+        args, kwargs = given
+        if name in _CELLS:
+            before = args[1] if len(args) > 1 else kwargs["hx"]
+            self.program.states.append((before.id, self.known(result).id))
+        elif name == "lstm":  # it takes a projection to be there where these two differ
+            states = next(a for a in (*args, *kwargs.values()) if isinstance(a, list))
+            hidden, cell = (ref.id for ref in states)
+            if self.program.values[hidden].shape != self.program.values[cell].shape:
+                self.program.apart.append((hidden, cell))
+        if self.call is not None and not _states_sizes(name, args, kwargs):
+            self.call.invocation = Invocation(func, args, kwargs, self.known(result))
+
     def _method(self, frame: FrameType) -> tuple[str | None, FunctionType | None]:
         """Whose code runs in a frame: a module's path, and its method if it is one."""
         code = frame.f_code
@@ -437,6 +482,13 @@ class Recorder:
             return self.tag_shape(args[0], result)
         dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
         return TaggedInt(result, Size(self.value(args[0]), dim % args[0].dim()))
+
+
+def _states_sizes(name: str, args: list[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether the integers that a torch function was given are sizes, or bounds."""
+    if name in _MAY_STATE_SIZES:
+        return any(isinstance(arg, list) for arg in (*args, *kwargs.values()))
+    return name in _STATES_SIZES
 
 
 def _add_numbers(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from .labels import Axis, fresh_axis, frozen_axis, leaves
+from .labels import Axis, axis_size, fresh_axis, frozen_axis, leaves
 from .program import Node, Ref
 
 if TYPE_CHECKING:
@@ -191,8 +191,29 @@ def _slice(analysis: Analysis, node: Node) -> list[Axes]:
         return [axes]
     if step != 1:
         analysis.labels.freeze(axes[dim], "a slice with a step")
+    elif stop - start < size and (node.call is None or node.call.invocation is not None):
+        _cut_by_torch(analysis, axes[dim], start, stop - start)
+    _keep_behind(analysis, axes[dim], node.args[3] if len(node.args) > 3 else None)
     axes[dim] = analysis.labels.gather(axes[dim], index)
     return [axes]
+
+
+def _keep_behind(analysis: Analysis, axis: Axis, stop: int | None) -> None:
+    """A slice that ends so many indices before the end: there is no number for none of them."""
+    from_the_end = stop is not None and -axis_size(axis) < stop < 0
+    if from_the_end and any(f.frozen is None for f in leaves(axis)):
+        analysis.labels.vector(analysis.labels.flat(axis)[stop:])
+
+
+def _cut_by_torch(analysis: Analysis, axis: Axis, start: int, length: int) -> None:
+    """A slice whose bounds PyTorch computes from the size: it stays right among equal pieces."""
+    if all(f.frozen is not None for f in leaves(axis)):
+        return
+    size = axis_size(axis)
+    if length and size % length == 0 and start % length == 0:
+        analysis.labels.balance(analysis.labels.flat(axis), size // length, "equal pieces")
+    else:
+        analysis.labels.freeze(axis, "cut into unequal pieces by their number")
 
 
 @rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
