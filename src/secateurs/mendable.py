@@ -17,7 +17,8 @@ import numpy as np
 from .errors import MendError
 from .groups import Graph, Group, Selection
 from .surgery.fold import Computed, Folder, computed_factors
-from .surgery.mend import demands, rescale, sized_nodes, solve
+from .surgery.given import sized_nodes
+from .surgery.mend import demands, rescale, solve
 from .trace.labels import Ints, leaves
 from .trace.program import Node
 from .trace.static import unmended

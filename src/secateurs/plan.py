@@ -18,10 +18,11 @@ from torch import nn
 from .atomic import parse_json, read_text, write_text
 from .errors import FileError, MendError, PlanError
 from .slices import Slices, complement
+from .surgery.describe import Axes
+from .surgery.edits import Edit
 from .surgery.fold import Scale
-from .surgery.mend import Axes, Literal, Mended, mend
+from .surgery.mend import Mended, mend
 from .surgery.restate import Restated
-from .surgery.views import View
 from .trace import static
 from .trace.labels import Axis
 from .trace.record import modules_of, tensor_of
@@ -39,11 +40,10 @@ class Plan:
         sizes: group -> how many units it has before the cut.
         tensors: tensor path -> the slices that it loses.
         attributes: 'module.attribute' or 'module.attribute[i]' -> (before, after).
-        literals: integers written in a module's code, rewritten for that module.
         exact: whether the law of the cut holds without a statistic being retaken.
         scales: rows of weights that are multiplied by a factor, to make up for a number that the
             code computes from a size, such as the 1/√d of attention.
-        views: views in a module's code that find one of their sizes themselves in that module.
+        edits: numbers in a module's code, rewritten for that module.
         restated: sizes given to single calls in a module's code, which computes others.
         replay: the model cannot be mended for this cut; `apply` gives a static program.
 
@@ -60,11 +60,10 @@ class Plan:
     sizes: dict[str, int]
     tensors: dict[str, Slices]
     attributes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    literals: tuple[Literal, ...] = ()
     exact: bool = True
     scales: tuple[Scale, ...] = ()
     restated: tuple[Restated, ...] = ()
-    views: tuple[View, ...] = ()
+    edits: tuple[Edit, ...] = ()
     replay: bool = False
 
     def __len__(self) -> int:
@@ -150,22 +149,17 @@ class Plan:
                 restated[mine] = replace(restated[mine], new=new)
                 continue
             attributes[attribute] = (attributes.get(attribute, (old, new))[0], new)
-        literals = {literal.key: literal for literal in self.literals}
-        for literal in other.literals:
-            match = next((k for k, v in literals.items() if v.same_place(literal)), literal.key)
-            old = literals[match].old if match in literals else literal.old
-            literals[match] = Literal(literal.module, literal.method, old, literal.new)
+        edits = {edit.key: edit for edit in (*self.edits, *other.edits)}
         scales = [*self.scales, *(self._before(scale) for scale in other.scales)]
         return Plan(
             groups,
             sizes,
             tensors,
             attributes,
-            tuple(literals.values()),
             self.exact and other.exact,
             tuple(scales),
             (*restated.values(), *other.restated),
-            tuple(dict.fromkeys([*self.views, *other.views])),
+            tuple(edits.values()),
         )
 
     def _before(self, scale: Scale) -> Scale:
@@ -192,10 +186,9 @@ class Plan:
                 for name, s in self.tensors.items()
             },
             "attributes": {name: list(pair) for name, pair in self.attributes.items()},
-            "literals": [literal.to_list() for literal in self.literals],
             **({"scales": [s.to_list() for s in self.scales]} if self.scales else {}),
             **({"restated": [r.to_list() for r in self.restated]} if self.restated else {}),
-            **({"views": [v.to_list() for v in self.views]} if self.views else {}),
+            **({"edits": [e.to_list() for e in self.edits]} if self.edits else {}),
             **({"replay": True} if self.replay else {}),
         }
 
@@ -217,11 +210,10 @@ class Plan:
                 for name, entry in parsed.tensors.items()
             },
             parsed.attributes,
-            tuple(Literal(*item) for item in parsed.literals),
             parsed.exact,
             tuple(Scale(*item) for item in parsed.scales),
             tuple(Restated(*item) for item in parsed.restated),
-            tuple(View(*item) for item in parsed.views),
+            tuple(Edit(*item) for item in parsed.edits),
             parsed.replay,
         )
         plan._check_indices()
@@ -340,11 +332,10 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
         sizes,
         slices,
         {str(attribute): pair for attribute, pair in mended.attributes.items()},
-        tuple(mended.literals),
         exact,
         tuple(mended.scales),
         tuple(mended.restated),
-        tuple(mended.views),
+        tuple(mended.edits),
     )
 
 
