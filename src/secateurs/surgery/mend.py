@@ -225,8 +225,13 @@ def _disagree(call: Call, given: int, value: int) -> MendError:
 
 
 def _fixed(analysis: Analysis, source: Source) -> bool:
-    """Whether a size is the same for all inputs: computed from weights and attributes alone."""
+    """Whether a size is the same for all inputs: computed from weights and attributes alone.
+
+    Of a tensor that is read for its shape alone, nothing is known.
+    """
     sizes = [leaf for leaf in leaves_of(source) if isinstance(leaf, Size)]
+    if any(size.value not in analysis.axes for size in sizes):
+        return False
     axes = [leaf for s in sizes for leaf in leaves(analysis.axes[s.value][s.dim])]
     return analysis.weighted.issuperset(axes)
 
