@@ -85,7 +85,7 @@ class ReadForItsShape(Shared):
 
 class ExpandedByAttributes(Shared):
     def repeat(self, k: Tensor) -> Tensor:
-        n, t, heads, dims = k.shape
+        n, t, _, dims = k.shape
         k = k.transpose(1, 2)[:, :, None].expand(-1, -1, self.times, -1, -1)
         return k.reshape(n, self.kept * self.times, t, dims)
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from .atomic import parse_json, read_text, write_text
 from .errors import FileError, MendError, PlanError
+from .selection import lost
 from .slices import Slices, complement
 from .surgery.describe import Axes
 from .surgery.edits import Edit
@@ -106,8 +107,14 @@ class Plan:
         groups = {(n, n - len(self.groups[name])) for name, n in self.sizes.items()}
         return axes | groups | set(self.attributes.values())
 
-    def then(self, other: Plan) -> Plan:
+    def then(self, other: Plan, graph: Graph | None = None) -> Plan:
         """This plan followed by one made for its result, as one plan for the original model.
+
+        Args:
+            other: made for what this one gives.
+            graph: of the original model. What is left of a group may go by another name, for a
+                group takes the name of its module if no other has it; with this graph the units
+                are found by their slices, and without it such plans are refused.
 
         Raises:
             PlanError: the other plan was not made for what this one gives, or one of them is served
@@ -124,22 +131,13 @@ class Plan:
             raise PlanError(
                 "a plan that is served by replay stands alone: choose the units of both in one plan"
             )
-        groups = {name: list(indices) for name, indices in self.groups.items()}
-        sizes = {**other.sizes, **self.sizes}
-        for name, indices in other.groups.items():
-            gone = groups.get(name, [])
-            kept = complement(gone, sizes[name])
-            if len(kept) != other.sizes[name]:
-                raise PlanError(
-                    f"group {name!r} has {len(kept)} units left, not {other.sizes[name]}"
-                )
-            groups[name] = sorted([*gone, *kept[indices].tolist()])
         tensors = dict(self.tensors)
         for path, slices in other.tensors.items():
             before = tensors.get(path)
             if before is not None and before.new_shape != slices.shape:
                 raise PlanError(f"the second plan does not fit the result of the first at {path!r}")
             tensors[path] = slices if before is None else before.then(slices)
+        groups, sizes = self._named(other) if graph is None else _found(graph, tensors)
         attributes = dict(self.attributes)
         restated = {(r.module, i): r for i, r in _numbered(self.restated)}
         for attribute, (old, new) in other.attributes.items():
@@ -161,6 +159,21 @@ class Plan:
             (*restated.values(), *other.restated),
             tuple(edits.values()),
         )
+
+    def _named(self, other: Plan) -> tuple[dict[str, list[int]], dict[str, int]]:
+        """The groups of both plans, by their names, and their sizes."""
+        groups = {name: list(indices) for name, indices in self.groups.items()}
+        sizes = {**other.sizes, **self.sizes}
+        for name, indices in other.groups.items():
+            gone = groups.get(name, [])
+            kept = complement(gone, sizes[name])
+            if len(kept) != other.sizes[name]:
+                raise PlanError(
+                    f"group {name!r} has {len(kept)} units left, not {other.sizes[name]}; "
+                    "give the graph of the original model, which tells units by their slices"
+                )
+            groups[name] = sorted([*gone, *kept[indices].tolist()])
+        return groups, sizes
 
     def _before(self, scale: Scale) -> Scale:
         """A scale of what this plan gives, as one of the original tensor."""
@@ -446,6 +459,21 @@ def slices_of(graph: Graph, selection: Selection) -> dict[str, Slices]:
         if gone:
             removed.setdefault(name, {})[dim] = gone
     return {name: Slices(values[tensors[name]].shape, dims) for name, dims in removed.items()}
+
+
+def _found(
+    graph: Graph, tensors: Mapping[str, Slices]
+) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """The units that these slices are, by their groups, and the sizes of those.
+
+    Raises:
+        PlanError: they are not those of whole units.
+    """
+    groups = lost(graph, tensors)
+    cut = {name: slices for name, slices in tensors.items() if slices.removed}
+    if slices_of(graph, graph.select(groups)) != cut:
+        raise PlanError("what the two plans delete is not whole units of this graph")
+    return groups, {name: graph[name].size for name in groups}
 
 
 def random_plan(graph: Graph, fraction: float, seed: int, *, exact_only: bool) -> Plan:

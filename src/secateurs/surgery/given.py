@@ -8,7 +8,7 @@ function are counts, factors or dims, it is called again on shapes, to see which
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -55,12 +55,16 @@ def given_sizes(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Iterator
             if changed:
                 again.setdefault(id(call), []).extend(changed)
             continue
-        places = _bounds(analysis, node) if call.name in _INDEXING else None
+        places: Sequence[Sequence[int | None]] | None = None
+        if call.name in _INDEXING:
+            places = _bounds(analysis, node)
         if places is None:
             before = [old for old, _ in stated]
             places = _by_position(call, before)
             places = places or _places(call.sizes, before, id(call), taken, _is_last(node, call))
         for (old, new), found in zip(stated, places, strict=True):
+            if old != new and (len(found) > 1 or (call.name in _INDEXING and not found)):
+                found = [None]  # which of them it is, or whether it is any, is not sure
             yield from (Given(call, place, old, new) for place in found)
     for changed in again.values():
         yield from _counts(analysis, cut, changed)
