@@ -253,5 +253,5 @@ def test_what_is_left_of_a_group_under_another_name_is_composed() -> None:
     assert both.groups == {rows: [0], columns: [1, 3]}
     assert both == graph.plan(both.groups)
     assert torch.equal(sc.apply(model, both)(x), sc.apply(small, second)(x))
-    with pytest.raises(PlanError, match="not whole units"):
-        second.then(sc.trace(model, x).plan({}), graph)
+    with pytest.raises(PlanError, match="not of the model"):
+        second.then(sc.trace(small, x).plan({}), graph)

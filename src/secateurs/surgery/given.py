@@ -20,6 +20,8 @@ from ..trace.sizes import Cut, stated_sizes, states_sizes
 from .restate import with_sizes
 
 _INDEXING = frozenset({"__getitem__", "__setitem__"})
+# Of these the one integer is how many layers there are; all sizes come from states and weights.
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
 class Given(NamedTuple):
@@ -48,7 +50,7 @@ def given_sizes(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Iterator
     for node in nodes:
         call = node.call
         stated = list(stated_sizes(analysis, node, cut))
-        if call is None or not stated:
+        if call is None or not stated or call.name in _RECURRENT:
             continue
         if call.invocation is not None:
             changed = [(call, old, new) for old, new in stated if old != new]
@@ -85,8 +87,7 @@ def _counts(analysis: Analysis, cut: Cut, changed: list[tuple[Call, int, int]]) 
         for old, new in sorted(wanted)
         if size == old
     ]
-    if not again.known and len(trials) < 2:  # it cannot be called, and no other number is meant
-        yield from (Given(call, place, call.sizes[place], new) for place, new in trials)
+    if not again.known and not trials:  # it cannot be called, and none of its numbers is meant
         return
     for many in range(len(trials) + 1 if again.known else 0):
         choices = [dict(chosen) for chosen in itertools.combinations(trials, many)]
@@ -107,16 +108,22 @@ class _Again:
         self.known = True
         invocation = call.invocation
         self.function: Any = invocation.function if invocation else None
-        parts = (invocation.args, invocation.kwargs, invocation.result) if invocation else ()
-        self.args, self.kwargs, self.wanted = pytree.tree_map_only(Ref, self._left, parts)
+        given = (invocation.args, invocation.kwargs) if invocation else ((), {})
+        self.args, self.kwargs = pytree.tree_map_only(Ref, self._left, given)
+        result = pytree.tree_leaves(invocation.result if invocation else None)
+        self.wanted = [self._shape(ref) for ref in result]
 
     def _left(self, ref: Ref) -> torch.Tensor | None:
-        axes = self.analysis.axes.get(ref.id)
-        if axes is None:
+        shape = self._shape(ref)
+        if shape is None:
             self.known = False
             return None
-        dtype = self.analysis.program.values[ref.id].dtype
-        return torch.empty([self.cut.size(axis) for axis in axes], dtype=dtype, device="meta")
+        return torch.empty(shape, dtype=self.analysis.program.values[ref.id].dtype, device="meta")
+
+    def _shape(self, ref: Any) -> list[int] | None:
+        """What the cut leaves of a value; None if nothing is known of it."""
+        axes = self.analysis.axes.get(ref.id) if isinstance(ref, Ref) else None
+        return None if axes is None else [self.cut.size(axis) for axis in axes]
 
     def fits(self, sizes: Mapping[int, int]) -> bool:
         """Whether it makes what the cut needs, given these sizes, by their places."""
@@ -125,8 +132,11 @@ class _Again:
             made = self.function(*args, **kwargs)
         except Exception:  # noqa: BLE001 - whatever it is, it cannot run so
             return False
-        shapes = [[t.shape for t in pytree.tree_leaves(tree)] for tree in (made, self.wanted)]
-        return shapes[0] == shapes[1]
+        leaves = pytree.tree_leaves(made)
+        return len(leaves) == len(self.wanted) and all(
+            wanted is None or list(leaf.shape) == wanted
+            for leaf, wanted in zip(leaves, self.wanted, strict=True)
+        )
 
 
 # ---------------------------------------------------------------------- bounds of slices
