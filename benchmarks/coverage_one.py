@@ -42,7 +42,7 @@ def cut(record: Record, made: Sample) -> tuple[sc.Graph, sc.Plan, nn.Module]:
     record["gone"] = len(plan)
     record["left"] = count(small) / max(1, count(model))
     record["replay"] = plan.replay
-    record["mended"] = len(plan.attributes) + len(plan.literals)
+    record["mended"] = len(plan.attributes) + len(plan.edits)
     return graph, plan, small
 
 
