@@ -19,7 +19,9 @@ from .trace.labels import Axis, Factor, Ints
 from .trace.program import Program
 
 if TYPE_CHECKING:
+    from .blocks import Block
     from .plan import Plan
+    from .trace.analyse import Read
 
 log = logging.getLogger("secateurs")
 
@@ -64,6 +66,33 @@ class Graph:
     def size(self) -> int:
         """How many units there are, in all groups."""
         return sum(group.size for group in self.groups)
+
+    # ------------------------------------------------------------------ residual blocks
+    @cached_property
+    def branches(self) -> dict[str, Read]:
+        """Every residual branch by name, and the addition by which it enters the trunk."""
+        from .blocks import branches
+
+        return branches(self)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The residual branches, a block each: `score` and `oracle` take them as `groups`."""
+        from .blocks import block
+
+        return [block(name, [name]) for name in self.branches]
+
+    def joined(self, paths: Iterable[str]) -> list[Block]:
+        """One block for each of these paths, of all residual branches at or under it.
+
+        So the twelve layers of a transformer, of two branches each, are twelve blocks.
+
+        Raises:
+            ConfigError: no branch lies under one of the paths.
+        """
+        from .blocks import join
+
+        return join(self, paths)
 
     # ------------------------------------------------------------------ lookup
     def __iter__(self) -> Iterator[Group]:
