@@ -6,7 +6,7 @@ The branch is f, and a block without it leaves the trunk as it is.
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,29 @@ def join(graph: Graph, paths: Iterable[str]) -> list[Block]:
                 f"no residual branch lies under {path!r}{nearest(path, graph.branches)}"
             )
         out.append(block(path, own))
+    return out
+
+
+def chosen(graph: Graph, groups: Iterable[Group] | None) -> list[Group]:
+    """The groups that are asked for: all that can be cut, unless some are named.
+
+    Raises:
+        ConfigError: none is given, two have one name, or one is of another network.
+    """
+    if groups is None:
+        return graph.groups
+    out = list(groups)
+    if not out:
+        raise ConfigError("groups= holds no group; a network without residual sums has no blocks")
+    own = {group.name: group for group in graph.groups}
+    for i, group in enumerate(out):
+        if any(group.name == other.name for other in out[:i]):
+            raise ConfigError(f"two of groups= are called {group.name!r}; ask for each by itself")
+        if isinstance(group, Block):
+            reads_of(graph, group)
+        elif group.name not in own or own[group.name].size != group.size:
+            hint = nearest(group.name, own)
+            raise ConfigError(f"group {group.name!r} is none of this graph{hint}")
     return out
 
 
@@ -240,4 +263,5 @@ class _Search:
     def _name(self, start: int, branch: int) -> str:
         """The innermost module that holds all weights of a branch."""
         paths = [name.split(".")[:-1] for name in self._weights(self._inside(start, branch))]
-        return ".".join(os.path.commonprefix(paths)) or "the model"
+        shared = itertools.takewhile(lambda same: len(set(same)) == 1, zip(*paths, strict=False))
+        return ".".join(same[0] for same in shared) or "the model"

@@ -125,6 +125,11 @@ class Graph:
             hint = f"; it only reads {', '.join(read)}" if read else ""
             raise PlanError(f"module {name!r} cannot be cut: {why}{hint}")
         known = [g.name for g in self.groups] + [m for g in self.groups for m in g.members]
+        if name in self.branches:
+            raise PlanError(
+                f"{name!r} is a residual block, which holds no axis that a plan could cut; `score` "
+                "and `oracle` tell what it is worth, and where it may go, skip it in the model"
+            )
         raise PlanError(f"no group is called {name!r}{nearest(name, dict.fromkeys(known))}")
 
     def _owners(self, module: str, role: str) -> list[Group]:
@@ -281,14 +286,19 @@ class Graph:
 
     def records(self) -> list[dict[str, Any]]:
         """The groups as plain data: name, kind, size, exact, balance and members of each."""
-        return [
-            {
-                "name": g.name,
-                "kind": g.kind,
-                "size": g.size,
-                "exact": g.exact,
-                "balance": None if g.balance is None else g.balance.tolist(),
-                "members": g.members,
-            }
-            for g in self.groups
-        ]
+        return records(self.groups)
+
+
+def records(groups: Iterable[Group]) -> list[dict[str, Any]]:
+    """Groups as plain data: name, kind, size, exact, balance and members of each."""
+    return [
+        {
+            "name": g.name,
+            "kind": g.kind,
+            "size": g.size,
+            "exact": g.exact,
+            "balance": None if g.balance is None else g.balance.tolist(),
+            "members": g.members,
+        }
+        for g in groups
+    ]
