@@ -274,7 +274,7 @@ def _unit_cones(recording: Recording, names: set[str]) -> list[Cone]:
                 for number in {n for leaf in leaves(axis) for n in graph.groups_of(leaf)}:
                     also[number].add(position)
     found = zip(graph.groups, cuts, also, strict=True)
-    return [cone_of(recording, group, *own) for group, *own in found if group.name in names]
+    return [cone_of(recording, group, own, by) for group, own, by in found if group.name in names]
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:
