@@ -136,7 +136,7 @@ def test_a_criterion_of_a_block_is_its_formula(name: str) -> None:
     if CRITERIA[name].needs or name == "random":
         close(scored(), REFERENCES[name](made(kind), x, y), 1e-9)
     else:
-        with pytest.raises(UnscoredError, match="no weight|no normalisation"):
+        with pytest.raises(UnscoredError, match=r"no weight|no normalisation"):
             scored()
 
 
@@ -230,7 +230,7 @@ def test_blocks_are_asked_for_and_no_plan_cuts_them() -> None:
         before = sc.score(net, graph, [(x, y)], loss=LOSS, criterion=criterion)
         after = sc.score(net, graph, [(x, y)], loss=LOSS, criterion=criterion, groups=some)
         assert (before[some[0].name] == after[some[0].name]).all()
-    with pytest.raises(PlanError, match="residual block.*skip it in the model"):
+    with pytest.raises(PlanError, match=r"residual block.*skip it in the model"):
         graph.plan({"layers.1.attn": [0]})
     with pytest.raises(ConfigError, match="two of groups="):
         sc.score(net, graph, [(x, y)], loss=LOSS, groups=graph.blocks * 2)
