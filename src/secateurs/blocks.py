@@ -7,6 +7,7 @@ The branch is f, and a block without it leaves the trunk as it is.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import numpy as np
 from .errors import ConfigError, TraceError, nearest
 from .members import Group
 from .trace.analyse import Read
-from .trace.labels import leaves
+from .trace.labels import Axis, leaves
 from .trace.program import Intercept, Ref
 from .trace.rules import is_affine, is_move, op_name
 
@@ -133,14 +134,30 @@ def _skipped(arg: int) -> Intercept:
 def branches(graph: Graph) -> dict[str, Read]:
     """Every residual branch by name, in the order in which they enter the trunk.
 
-    A branch is named by the module that holds the weights which make it.
+    A branch is named by the innermost module that holds its weights, those left aside that other
+    branches use too.
     """
-    found = _Search(graph).found()
+    found = list(_Search(graph).found())
+    uses = Counter(weight for weights, _ in found for weight in weights)
     out: dict[str, Read] = {}
-    for name, read in found:
+    for weights, read in found:
+        name = _holder({weight for weight in weights if uses[weight] == 1} or weights)
         again = sum(known == name or known.startswith(f"{name}#") for known in out)
         out[f"{name}#{again + 1}" if again else name] = read
     return out
+
+
+def _holder(weights: set[str]) -> str:
+    """The innermost module that holds all of these weights."""
+    paths = [weight.split(".")[:-1] for weight in weights]
+    shared = itertools.takewhile(lambda same: len(set(same)) == 1, zip(*paths, strict=False))
+    return ".".join(same[0] for same in shared) or "the model"
+
+
+def _free(axes: list[Axis]) -> int | None:
+    """The last dimension that does not hold the examples."""
+    free = [d for d, axis in enumerate(axes) if not any(leaf.batch for leaf in leaves(axis))]
+    return free[-1] if free else None
 
 
 class _Search:
@@ -156,61 +173,55 @@ class _Search:
             for value in node.inputs:
                 before |= self.past.get(value, 0) | 1 << value
             for out in node.outputs:
-                if out is not None:
+                if out is not None and out not in node.inputs:
                     self.made.setdefault(out, position)
                     self.past[out] = self.past.get(out, 0) | before
 
-    def found(self) -> Iterator[tuple[str, Read]]:
-        values = self.program.values
+    def found(self) -> Iterator[tuple[set[str], Read]]:
+        """The weights of each residual branch, and where it is added."""
+        axes = self.graph.analysis.axes
         for position, node in enumerate(self.program.nodes):
             sides = [arg.id for arg in node.args[:2] if isinstance(arg, Ref)]
-            if op_name(node.op) != "add" or len(sides) < 2:
+            if op_name(node.op) != "add" or len(sides) < 2 or not self._alike(*sides):
                 continue
-            if any(values[i].shape != values[sides[0]].shape or not values[i].live for i in sides):
-                continue
-            arg = self._branch(sides)
-            dim = None if arg is None else self._dim(sides[arg])
-            if arg is not None and dim is not None:
-                self.trunk[node.outputs[0] or 0] = sides[1 - arg]
-                branch = sides[arg]
-                axis = self.graph.analysis.axes[branch][dim]
-                name = self._name(self._start(sides[1 - arg], branch), branch)
-                yield name, Read(position, arg, branch, dim, axis)
+            arg, weights = self._branch(sides)
+            dim = _free(axes[sides[arg]])
+            if weights and dim is not None:
+                self.trunk |= {out: sides[1 - arg] for out in node.outputs if out is not None}
+                yield weights, Read(position, arg, sides[arg], dim, axes[sides[arg]][dim])
 
-    def _branch(self, sides: list[int]) -> int | None:
-        """Which side of an addition is a branch of the other: none if neither or either is."""
-        for affine in (False, True):
-            own = [i for i in (0, 1) if self._leaves(sides[1 - i], sides[i], affine)]
-            if own:
-                return own[0] if len(own) == 1 else None
-        return None
+    def _alike(self, one: int, other: int) -> bool:
+        a, b = self.program.values[one], self.program.values[other]
+        return a.live and b.live and a.shape == b.shape
 
-    def _leaves(self, trunk: int, branch: int, affine: bool) -> bool:
-        """Whether a branch leaves the trunk.
+    def _branch(self, sides: list[int]) -> tuple[int, set[str]]:
+        """Which side of an addition is a branch of the other, and its weights.
 
-        Where the trunk comes as it is, the branch holds weights. Where it comes through a shortcut
-        of its own, such as a convolution, the branch is not such a shortcut too, and its weights
-        are used nowhere else: the sums within a recurrent cell are no residual ones.
+        There are none where neither is one, or either could be.
         """
-        start = self._from(trunk, branch, affine)
-        if start is None:
-            return False
+        for affine in (False, True):
+            found = [(i, self._leaves(sides[1 - i], sides[i], affine)) for i in (0, 1)]
+            own = [one for one in found if one[1]]
+            if own:
+                return own[0] if len(own) == 1 else (0, set())
+        return 0, set()
+
+    def _leaves(self, trunk: int, branch: int, affine: bool) -> set[str]:
+        """The weights of a branch that leaves the trunk; none if it does not.
+
+        Where the trunk comes as it is, any branch with weights will do. Where it comes through a
+        shortcut of its own, such as a convolution, the branch is not such a shortcut too, and its
+        weights are used nowhere else: the sums within a recurrent cell are no residual ones.
+        """
+        past = self.past.get(branch, 0)
+        start = next((v for v in self._carried(trunk, affine) if past >> v & 1), None)
+        if start is None or (affine and start in self._carried(branch, True)):
+            return set()
         inside = self._inside(start, branch)
         weights = self._weights(inside)
-        if not affine or not weights:
-            return bool(weights)
-        nodes = set(range(len(self.program.nodes))) - inside
-        straight = start in self._carried(branch, True)
-        return not straight and weights.isdisjoint(self._weights(nodes))
-
-    def _start(self, trunk: int, branch: int) -> int:
-        start = self._from(trunk, branch, False)
-        return start if start is not None else self._from(trunk, branch, True) or trunk
-
-    def _from(self, trunk: int, branch: int, affine: bool) -> int | None:
-        """The nearest value that the trunk carries and the branch is made from."""
-        past = self.past.get(branch, 0)
-        return next((v for v in self._carried(trunk, affine) if past >> v & 1), None)
+        if affine and weights & self._weights(set(range(len(self.program.nodes))) - inside):
+            return set()
+        return weights
 
     def _carried(self, value: int, affine: bool) -> Iterator[int]:
         """The values that a value is, moved or with branches added; or is an affine image of."""
@@ -253,15 +264,3 @@ class _Search:
             and name in program.parameters
             and len(program.values[ident].shape) > 1
         }
-
-    def _dim(self, value: int) -> int | None:
-        """The last dimension that does not hold the examples."""
-        axes = self.graph.analysis.axes[value]
-        free = [d for d, axis in enumerate(axes) if not any(leaf.batch for leaf in leaves(axis))]
-        return free[-1] if free else None
-
-    def _name(self, start: int, branch: int) -> str:
-        """The innermost module that holds all weights of a branch."""
-        paths = [name.split(".")[:-1] for name in self._weights(self._inside(start, branch))]
-        shared = itertools.takewhile(lambda same: len(set(same)) == 1, zip(*paths, strict=False))
-        return ".".join(same[0] for same in shared) or "the model"
