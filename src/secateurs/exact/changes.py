@@ -117,7 +117,7 @@ class Engine:
             if not known.recording.holds:
                 return [batch]
             fit = max(1, int(self.memory / 2 / max(known.held, 1)))
-            most = min(fit, _PART)
+            most = min(fit, _PART, self._held_at_once(known))
             if n <= most:
                 return [batch]
             if known.recording.layouts is None or not self._splits(call, target, n, most):
@@ -156,6 +156,17 @@ class Engine:
             held = held_per_example(recording, cones)
             self._known[key] = _Known(recording, cones, held)
         return self._known[key]
+
+    def _held_at_once(self, known: _Known) -> int:
+        """Of how many examples all that blocks need is held, so that they are walked once.
+
+        Blocks are few, so that a second walk counts; beside many units, it does not.
+        """
+        if not all(isinstance(group, Block) for group in self._groups):
+            return _PART
+        needs = set().union(*(cone.needs for cone in known.cones))
+        each = sum(map(known.recording.bytes_per_example, needs))
+        return max(1, int(self.memory / 4 / max(each, 1)))
 
     def _splits(self, call: Any, target: Any, n: int, most: int) -> bool:
         some = slice(0, most)
