@@ -75,6 +75,8 @@ def _cut_cells(ours: Record, note: Note) -> list[str]:
     said = verdict(ours)
     if "failed" in ours:
         said += note(f"{ours['failed']}: {ours['error']}")
+    elif said == "replay":
+        said += note(f"not mended: {ours['unmended']}")
     elif said == "nothing offered":
         said += note("; ".join(why for why, _ in reasons([ours])[:3]))
     whole = "" if ours.get("all", "yes") == "yes" else note(f"every group: {ours['all']}")
@@ -236,9 +238,10 @@ network has a process of its own, and every stage {limit} seconds of processor t
   output.
 - **all groups**: the same with 30% of the inexact groups gone too, against the network with its
   statistics taken over the units that stay; 'same' where there are none.
-- **cut**: 'in place' if slicing tensors was enough, 'mended (n)' if n integers of the model were
-  changed too, 'replay' if a static program serves it, else why not: 'refused' before anything
-  changed, 'nothing offered', 'does not run' after the cut, 'wrong' if it runs and breaks the law.
+- **cut**: 'in place' if slicing tensors was enough, 'mended (n)' if n integers of the model, sizes
+  in its code or scales of its weights were changed too, 'replay' if that was refused, or nothing
+  offered, and a static program serves it; else why not: 'refused' before anything changed, 'nothing
+  offered', 'does not run' after the cut, 'wrong' if it runs and breaks the law.
 - **trains**: a step of descent in training mode, with finite gradients. 'nor uncut': the original
   cannot do it either; so for the exports. '–': not measured.
 - **seconds, MiB**: trace, groups, plan and apply in float32, in place, on one thread: processor

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import typer
@@ -91,7 +92,7 @@ def main(
     if again:
         kept = [record for cell, record in read(results, Cell).items() if cell not in cells]
         write_text(results, "".join(f"{json.dumps(record)}\n" for record in kept))
-    run_cells(run, cells, results, jobs, line)
+    run_cells(run, cells, results, jobs, line, ThreadPool(jobs))
     if out:
         write_text(out, page(names(), [*read(results, Cell).values()]))
 

@@ -112,7 +112,7 @@ PEER = {"name": "plain.se", "part": "theirs", "seconds": 1.0, "left": 0.5, "shap
     [
         ({}, "mended (2)", True),
         ({"mended": 0}, "in place", True),
-        ({"mended": 0, "replay": True}, "replay", True),
+        ({"mended": 0, "replay": True, "unmended": "a reason"}, "replay", True),
         ({"gone": 0}, "nothing offered", False),
         ({"law": 1e-6}, "mended (2)", False),
         ({"dtype": "float32"}, "mended (2)", False),
@@ -137,6 +137,45 @@ def test_the_page_says_how_a_network_was_cut(change: dict, said: str, good: bool
     assert ("do not cut these yet" in text) is (said == "wrong")
     assert "| 2 | no rule follows aten.topk in a.N |" in text
     assert "| all |  | 2 | 1 (50%) |" in text
+
+
+FIXED = {"hidden": 8}
+
+
+class Fixed(torch.nn.Sequential):
+    """Its width is stated where no cut reaches."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self[1](self[0](x).view(-1, FIXED["hidden"]))
+
+
+def test_replay_is_tried_where_nothing_can_be_mended(tmp_path: Path) -> None:
+    from coverage_models import Sample
+    from coverage_one import cut, law
+    from coverage_stage import Record
+
+    made = Sample(Fixed(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), torch.randn(2, 4))
+    record = Record("fixed", tmp_path / "record.json")
+    graph, plan, small = cut(record, made)
+    assert record["replay"] and record["gone"] == len(plan) > 0
+    assert "computes the size" in record["unmended"] or "8" in record["unmended"]
+    assert isinstance(small, sc.Replayed)
+    law(record, made, graph, plan)
+    assert record["law"] < 1e-9
+
+
+def test_a_process_that_dies_leaves_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import coverage_table
+
+    script = tmp_path / "dies.py"
+    script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setitem(coverage_table.PARTS, "ours", (str(script),))
+    results, page = tmp_path / "zoo.jsonl", tmp_path / "page.md"
+    for _ in range(2):  # the second time there is nothing left to do
+        coverage_table.main(results, str(page), jobs=2, only="plain.s*", parts="ours")
+        script.unlink(missing_ok=True)
+    assert results.read_text().count("ended with -9") == 3
+    assert page.read_text().count("ended with -9") == 1  # one note for all three
 
 
 @pytest.mark.parametrize(
