@@ -175,15 +175,19 @@ def test_replay_is_tried_where_nothing_can_be_mended(tmp_path: Path) -> None:
 def test_a_process_that_dies_leaves_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import coverage_table
 
-    script = tmp_path / "dies.py"
-    script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    monkeypatch.setitem(coverage_table.PARTS, "ours", (str(script),))
+    text = "import os, signal\ndef main(name, out):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    (tmp_path / "that_dies.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(coverage_table.PARTS, "ours", ("that_dies", {}))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    coverage_table.PROCESSES.set_forkserver_preload(["coverage_table"])  # no need of the rest
     results, page = tmp_path / "zoo.jsonl", tmp_path / "page.md"
-    for _ in range(2):  # the second time there is nothing left to do
-        coverage_table.main(results, str(page), jobs=2, only="plain.s*", parts="ours")
-        script.unlink(missing_ok=True)
+    coverage_table.main(results, str(page), jobs=2, only="plain.s*", parts="ours")
     assert results.read_text().count("ended with -9") == 3
     assert page.read_text().count("ended with -9") == 1  # one note for all three
+    monkeypatch.setitem(coverage_table.PARTS, "ours", ("not_run_again", {}))
+    coverage_table.main(results, "", jobs=2, only="plain.s*", parts="ours")
+    assert results.read_text().count("ended with -9") == 3
 
 
 @pytest.mark.parametrize(
