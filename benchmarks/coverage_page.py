@@ -249,7 +249,8 @@ TEXT = """# Coverage: what can be cut, network by network
 `make zoo`. Networks of torchvision (`tv`), timm, transformers (`hf`, tiny configurations) and plain
 ones written for this page (`benchmarks/coverage_nets.py`), with random weights and a small input.
 Every vector and running statistic is drawn away from 0 and 1, so that a slice left out shows. Each
-network has a process of its own, and every stage {limit} seconds of processor time.
+network has processes of its own; to trace, to plan, to cut and to check may take {limit} seconds of
+processor time each, an export 180.
 
 {summary}
 
