@@ -29,7 +29,7 @@ PARTS: dict[str, tuple[str, dict[str, bool]]] = {
     "theirs": ("coverage_peer", {}),
     "exports": ("coverage_one", {"export": True}),
 }
-PATIENCE = 1800  # seconds after which a process that does not come back is ended
+PATIENCE = 900  # seconds after which a process that does not come back is ended
 PROCESSES = get_context("forkserver")
 PROCESSES.set_forkserver_preload(["coverage_start"])
 
