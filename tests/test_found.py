@@ -285,3 +285,30 @@ def test_what_is_left_of_a_group_under_another_name_is_composed() -> None:
     assert torch.equal(sc.apply(model, both)(x), sc.apply(small, second)(x))
     with pytest.raises(PlanError, match="not of the model"):
         second.then(sc.trace(small, x).plan({}), graph)
+
+
+class Picked(nn.Module):
+    """Columns are picked by number, but only beside as many as there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 8), nn.Linear(5, 4), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.a(x), self.b(x)
+        if one.shape[1] == 8:
+            two = two[:, [0, 1, 2, 3]]
+        return self.out(torch.cat([one, two], 1))
+
+
+def test_what_only_the_smaller_model_offers_is_not_composed() -> None:
+    torch.manual_seed(0)
+    model, x = doubled(Picked()), torch.randn(2, 5).double()
+    graph = sc.trace(model, x)
+    assert [g.name for g in graph] == ["a"]
+    first = graph.plan({"a": [0]})
+    small = sc.apply(model, first)
+    offered = sc.trace(small, x)
+    with pytest.raises(PlanError, match=r"'b.weight\[0\]' that belong to no unit"):
+        first.then(offered.plan({"a": [1], "b": [1]}), graph)
+    assert first.then(offered.plan({"a": [1]}), graph) == graph.plan({"a": [0, 2]})

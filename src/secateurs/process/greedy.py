@@ -247,12 +247,13 @@ class _Run(Run[Options, Checkpoint, PruneResult]):
         return max(1, round(units))
 
     def _remove(self, graph: Graph, plan: Plan) -> None:
+        whole = self.plan.then(plan, self.graph)
         shapes = {name: p.shape for name, p in self.model.named_parameters(remove_duplicate=False)}
         cut(self.model, plan, inplace=True)
         self.trainer.cut_optimizer(plan, shapes)
         for name, rows in self.importance.items():
             self.importance[name] = np.vstack([rows, self._scores_of(name)])
-        self.plan = self.plan.then(plan, self.graph)
+        self.plan = whole
 
     def _scores_of(self, group: str) -> npt.NDArray[np.float32]:
         """The last scores of a group's original units, (units,); NaN for those that have none."""
