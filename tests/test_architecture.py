@@ -23,9 +23,9 @@ FLOORS = [
     {"errors", "tables", "atomic", "version"},
     {"trace"},
     {"members", "units", "selection", "grouping", "groups", "blocks", "plan", "plan_schema",
-     "slices", "reach", "gates", "cost", "latency", "budget", "surgery", "criteria", "exact",
-     "score", "scores", "ranking", "batches", "watch", "sites", "infos", "curvature", "mendable",
-     "unseen"},
+     "planning", "composing", "slices", "reach", "gates", "cost", "latency", "budget", "surgery",
+     "criteria", "exact", "score", "scores", "ranking", "batches", "watch", "sites", "infos",
+     "curvature", "mendable", "unseen"},
     {"process", "files", "data", "report", "compare", "sparse", "oracle", "oracle_result"},
     {"keras"},
     {"__init__"},
@@ -36,7 +36,9 @@ FORBIDDEN = {
     "criteria": {"groups", "plan", "gates", "cost", "surgery", "score", "ranking", "trace"},
     "cost": {"gates", "surgery", "criteria", "score", "ranking"},
     "groups": {"gates", "cost", "surgery", "criteria", "score", "ranking"},
-    "plan": {"gates", "cost", "criteria", "score", "ranking"},
+    "plan": {"gates", "cost", "criteria", "score", "ranking", "planning"},
+    "planning": {"gates", "cost", "criteria", "score", "ranking"},
+    "composing": {"gates", "cost", "criteria", "score", "ranking", "planning"},
     "report": {"trace", "groups", "gates", "surgery", "process"},
 }
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.errors import PlanError
+from secateurs.selection import lost
 
 
 class GroupedTransposed(nn.Module):
@@ -158,6 +159,18 @@ class ManyStates(nn.Module):
         return self.out(self.gru(x)[0])
 
 
+class LayersOfOneStep(nn.Module):
+    """One step from zeros reads no state, but the kernel stacks what its layers make."""
+
+    def __init__(self, layer: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.layer = layer(4, 3, num_layers=2, bidirectional=True, batch_first=True)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(x)[0])
+
+
 class WideHead(nn.Module):
     """Its one head is as wide as the whole, and cut to less."""
 
@@ -220,6 +233,23 @@ def test_a_state_as_wide_as_its_projection_is_refused() -> None:
         graph.plan({cell.name: [0]})
 
 
+@pytest.mark.parametrize("layer", [nn.RNN, nn.GRU, nn.LSTM])
+def test_layers_traced_at_one_step_are_cut_as_for_many(layer: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    model, x = doubled(LayersOfOneStep(layer)), torch.randn(2, 5, 4).double()
+    graph = sc.trace(model, x[:, :1])
+    (group,) = graph
+    assert (group.size, len(group.blocks())) == (12, 4)
+    plan = graph.plan(
+        {group.name: [int(block[i]) for block, i in zip(group.blocks(), (0, 2, 1, 2), strict=True)]}
+    )
+    assert sc.verify(model, sc.apply(model, plan), plan, x[:, :1]).holds
+    many = sc.trace(model, x)
+    units = lost(many, plan.tensors)
+    assert many.plan(units).tensors == plan.tensors
+    assert sc.verify(model, sc.apply(model, plan), many.plan(units), x).holds
+
+
 def test_the_last_unit_before_which_a_slice_ends_stays() -> None:
     torch.manual_seed(0)
     graph = sc.trace(doubled(AllButTheLast()), torch.randn(2, 5).double())
@@ -255,3 +285,30 @@ def test_what_is_left_of_a_group_under_another_name_is_composed() -> None:
     assert torch.equal(sc.apply(model, both)(x), sc.apply(small, second)(x))
     with pytest.raises(PlanError, match="not of the model"):
         second.then(sc.trace(small, x).plan({}), graph)
+
+
+class Picked(nn.Module):
+    """Columns are picked by number, but only beside as many as there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 8), nn.Linear(5, 4), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.a(x), self.b(x)
+        if one.shape[1] == 8:
+            two = two[:, [0, 1, 2, 3]]
+        return self.out(torch.cat([one, two], 1))
+
+
+def test_what_only_the_smaller_model_offers_is_not_composed() -> None:
+    torch.manual_seed(0)
+    model, x = doubled(Picked()), torch.randn(2, 5).double()
+    graph = sc.trace(model, x)
+    assert [g.name for g in graph] == ["a"]
+    first = graph.plan({"a": [0]})
+    small = sc.apply(model, first)
+    offered = sc.trace(small, x)
+    with pytest.raises(PlanError, match=r"'b.weight\[0\]' that belong to no unit"):
+        first.then(offered.plan({"a": [1], "b": [1]}), graph)
+    assert first.then(offered.plan({"a": [1]}), graph) == graph.plan({"a": [0, 2]})

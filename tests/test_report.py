@@ -32,13 +32,13 @@ from typer.testing import CliRunner
 import secateurs as sc
 from secateurs.cli.app import app
 from secateurs.errors import FileError, MissingExtraError
-from secateurs.plan import complement
 from secateurs.process.result import PruneResult
 from secateurs.report import content, extra, words
 from secateurs.report.charts import draw
 from secateurs.report.figures import write_figures
 from secateurs.report.page import render_page
 from secateurs.report.record import Layer, Record, Run, Step
+from secateurs.slices import complement
 
 STATIC = Path(extra.__file__).parent
 X = torch.zeros(1, 1, 8, 8)

@@ -157,7 +157,7 @@ class Graph:
         >>> sc.trace(net, torch.zeros(1, 4)).plan({"0": [1, 5]}).groups
         {'0': [1, 5]}
         """
-        from .plan import make_plan
+        from .planning import make_plan
 
         return make_plan(self, units)
 
@@ -178,7 +178,7 @@ class Graph:
         >>> len(sc.trace(net, torch.zeros(1, 4)).random_plan(0.25))
         2
         """
-        from .plan import random_plan
+        from .planning import random_plan
 
         return random_plan(self, fraction, seed, exact_only=exact_only)
 

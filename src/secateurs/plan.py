@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import operator
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from .atomic import parse_json, read_text, write_text
-from .errors import FileError, MendError, PlanError
-from .selection import lost
-from .slices import Slices, complement
-from .surgery.describe import Axes
+from .errors import PlanError
+from .slices import Slices
 from .surgery.edits import Edit
 from .surgery.fold import Scale
-from .surgery.mend import Mended, mend
 from .surgery.restate import Restated
-from .trace import static
-from .trace.labels import Axis
 from .trace.record import modules_of, tensor_of
 
 if TYPE_CHECKING:
-    from .groups import Graph, Group, Selection
+    from .groups import Graph
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,11 @@ class Plan:
                 raise PlanError(
                     f"the plan does not fit this model: {name!r} has shape "
                     f"{tuple(tensor.shape)} where the plan expects {slices.shape}"
-                    + ("; it has been cut already" if tensor.numel() < _numel(slices) else "")
+                    + (
+                        "; it has been cut already"
+                        if tensor.numel() < math.prod(slices.shape)
+                        else ""
+                    )
                 )
             own[name] = tensor
         return own
@@ -118,7 +114,7 @@ class Plan:
 
         Raises:
             PlanError: the other plan was not made for what this one gives, or one of them is served
-                by replay.
+                by replay, or slices go that belong to no unit of the original model.
 
         >>> import torch, secateurs as sc
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
@@ -127,61 +123,9 @@ class Plan:
         >>> first.then(second).groups
         {'0': [0, 1, 2]}
         """
-        if self.replay or other.replay:
-            raise PlanError(
-                "a plan that is served by replay stands alone: choose the units of both in one plan"
-            )
-        tensors = dict(self.tensors)
-        for path, slices in other.tensors.items():
-            before = tensors.get(path)
-            if before is not None and before.new_shape != slices.shape:
-                raise PlanError(f"the second plan does not fit the result of the first at {path!r}")
-            tensors[path] = slices if before is None else before.then(slices)
-        groups, sizes = self._named(other) if graph is None else _found(graph, tensors)
-        attributes = dict(self.attributes)
-        restated = {(r.module, i): r for i, r in _numbered(self.restated)}
-        for attribute, (old, new) in other.attributes.items():
-            path, _, item = attribute.rpartition(".")
-            mine = (path, int(item[7:-1])) if item.startswith("stated[") else None
-            if mine in restated:
-                restated[mine] = replace(restated[mine], new=new)
-                continue
-            attributes[attribute] = (attributes.get(attribute, (old, new))[0], new)
-        edits = {edit.key: edit for edit in (*self.edits, *other.edits)}
-        scales = [*self.scales, *(self._before(scale) for scale in other.scales)]
-        return Plan(
-            groups,
-            sizes,
-            tensors,
-            attributes,
-            self.exact and other.exact,
-            tuple(scales),
-            (*restated.values(), *other.restated),
-            tuple(edits.values()),
-        )
+        from .composing import compose
 
-    def _named(self, other: Plan) -> tuple[dict[str, list[int]], dict[str, int]]:
-        """The groups of both plans, by their names, and their sizes."""
-        groups = {name: list(indices) for name, indices in self.groups.items()}
-        sizes = {**other.sizes, **self.sizes}
-        for name, indices in other.groups.items():
-            gone = groups.get(name, [])
-            kept = complement(gone, sizes[name])
-            if len(kept) != other.sizes[name]:
-                raise PlanError(
-                    f"group {name!r} has {len(kept)} units left, not {other.sizes[name]}; "
-                    "give the graph of the original model, which tells units by their slices"
-                )
-            groups[name] = sorted([*gone, *kept[indices].tolist()])
-        return groups, sizes
-
-    def _before(self, scale: Scale) -> Scale:
-        """A scale of what this plan gives, as one of the original tensor."""
-        slices = self.tensors.get(scale.tensor)
-        if slices is None:
-            return scale
-        kept = slices.keep(scale.dim)[0][scale.indices].tolist()
-        return replace(scale, indices=kept)
+        return compose(self, other, graph)
 
     # ------------------------------------------------------------------ plain data
     def to_dict(self) -> dict[str, Any]:
@@ -212,51 +156,9 @@ class Plan:
         Raises:
             FileError: the data is not a plan.
         """
-        from .plan_schema import parse
+        from .plan_schema import read
 
-        parsed = parse(data)
-        plan = cls(
-            parsed.groups,
-            parsed.sizes,
-            {
-                name: Slices(tuple(entry.shape), {int(d): b for d, b in entry.removed.items()})
-                for name, entry in parsed.tensors.items()
-            },
-            parsed.attributes,
-            parsed.exact,
-            tuple(Scale(*item) for item in parsed.scales),
-            tuple(Restated(*item) for item in parsed.restated),
-            tuple(Edit(*item) for item in parsed.edits),
-            parsed.replay,
-        )
-        plan._check_indices()
-        return plan
-
-    def _check_indices(self) -> None:
-        for name, slices in self.tensors.items():
-            for dim, blocks in slices.removed.items():
-                size = slices.shape[dim] if 0 <= dim < len(slices.shape) else -1
-                good = bool(blocks) and all(
-                    len(set(block)) == len(block) == len(blocks[0]) < size
-                    and all(0 <= i < size for i in block)
-                    for block in blocks
-                )
-                if not good or (len(blocks) > 1 and slices.shape[0] % len(blocks)):
-                    raise FileError(f"the plan is malformed: bad indices for {name!r} dim {dim}")
-        for scale in self.scales:
-            own = self.tensors.get(scale.tensor)
-            size = own.shape[scale.dim] if own and scale.dim < len(own.shape) else -1
-            if not all(0 <= i < size for i in scale.indices):
-                raise FileError(f"the plan is malformed: bad rows to scale of {scale.tensor!r}")
-        most = sum(s.axis(d)[0] for s in self.tensors.values() for d in s.removed)  # units of all
-        for name, indices in self.groups.items():
-            size = self.sizes.get(name, -1)
-            if size > most:
-                raise FileError(f"the plan is malformed: no axes hold {size} units of {name!r}")
-            if len(set(indices)) != len(indices) or not all(0 <= i < size for i in indices):
-                raise FileError(f"the plan is malformed: bad units for group {name!r}")
-        if bool(self.groups) != bool(self.tensors):
-            raise FileError("the plan is malformed: its groups and its tensors do not agree")
+        return read(data)
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` reads it back.
@@ -294,206 +196,3 @@ class Plan:
             FileError: the file is missing, truncated or not a plan.
         """
         return cls.from_json(read_text(path))
-
-
-def _numbered(restated: Iterable[Restated]) -> Iterator[tuple[int, Restated]]:
-    """Each with its number among those of the same module."""
-    seen: Counter[str] = Counter()
-    for one in restated:
-        yield seen[one.module], one
-        seen[one.module] += 1
-
-
-def _numel(slices: Slices) -> int:
-    return math.prod(slices.shape)
-
-
-# ---------------------------------------------------------------------- making plans
-def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
-    """See `Graph.plan`."""
-    if not isinstance(units, Mapping):
-        raise PlanError(f"units must be a dict of group -> indices, not {type(units).__name__}")
-    chosen: dict[str, list[int]] = {}
-    for name, indices in units.items():
-        if not isinstance(name, str):
-            raise PlanError(f"a group is named by a string, not {name!r}")
-        if not isinstance(indices, Iterable):
-            raise PlanError(f"the units of group {name!r} must be a list, not {indices!r}")
-        group = graph[name]
-        chosen[group.name] = [*chosen.get(group.name, []), *_as_indices(group, indices)]
-    chosen = {name: sorted(indices) for name, indices in chosen.items() if indices}
-    for name, indices in chosen.items():
-        _check_units(graph[name], indices)
-    selection = graph.select(chosen)
-    _check_axes(graph, selection)
-    slices = slices_of(graph, selection)
-    shapes = {(name, dim): own.axis(dim) for name, own in slices.items() for dim in own.removed}
-    sizes = {name: graph[name].size for name in chosen}
-    exact = all(graph[name].exact for name in chosen)
-    try:
-        mended = _mended(graph, selection, chosen, shapes)
-    except MendError as error:
-        if not graph.replay:
-            raise MendError(static.unmended(graph.program, str(error))) from error
-        _check_replay(graph, selection, slices)
-        return Plan(chosen, sizes, slices, exact=exact, replay=True)
-    for scale in mended.scales:
-        whole = Slices(graph.program.parameters[scale.tensor], {})
-        slices.setdefault(scale.tensor, whole)
-    return Plan(
-        chosen,
-        sizes,
-        slices,
-        {str(attribute): pair for attribute, pair in mended.attributes.items()},
-        exact,
-        tuple(mended.scales),
-        tuple(mended.restated),
-        tuple(mended.edits),
-    )
-
-
-def _mended(graph: Graph, selection: Selection, names: Iterable[str], axes: Axes) -> Mended:
-    """What else changes in the model; MendError where the trace found that nothing will do."""
-    for name in names:
-        if why := graph[name].replayed:
-            raise MendError(why)
-    return mend(graph.analysis, selection, axes)
-
-
-def _check_replay(graph: Graph, selection: Selection, slices: Mapping[str, Slices]) -> None:
-    """Refuse a cut that the recorded program cannot serve either."""
-    program = graph.program
-    shapes = {
-        name: slices[name].new_shape if name in slices else program.values[ident].shape
-        for name, ident in program.tensors.items()
-    }
-    static.check(graph.analysis, selection, static.shrunk(graph.analysis, selection), shapes)
-
-
-def _as_indices(group: Group, indices: Iterable[int]) -> list[int]:
-    if isinstance(indices, (torch.Tensor, np.ndarray)):
-        indices = indices.tolist()
-    try:
-        out = list(indices)
-        kinds = set(map(type, out))
-        if bool in kinds:
-            raise TypeError("a mask is given; its indices are mask.nonzero()")
-        if kinds - {int}:
-            out = [operator.index(index) for index in out]
-    except TypeError as error:
-        raise PlanError(f"a unit of group {group.name!r} is not an integer: {error}") from None
-    for number in out and (min(out), max(out)):
-        if not 0 <= number < group.size:
-            raise PlanError(
-                f"unit {number} of group {group.name!r} is out of range: "
-                f"it has {group.size} units, 0 to {group.size - 1}"
-            )
-    return out
-
-
-def _check_units(group: Group, indices: list[int]) -> None:
-    twice = sorted({i for i in indices if indices.count(i) > 1}) if _repeats(indices) else []
-    if twice:
-        raise PlanError(f"units {twice} of group {group.name!r} are named twice")
-    if len(indices) == group.size:
-        raise PlanError(
-            f"all {group.size} units of group {group.name!r} would go, and nothing would pass; "
-            "leave at least one"
-        )
-    if (left := group.size - len(indices)) % group.multiple:
-        raise PlanError(
-            f"{left} units of group {group.name!r} would stay, and a kernel that reads them takes "
-            f"multiples of {group.multiple} only"
-        )
-    if group.balance is not None:
-        _, block = np.unique(group.balance, return_inverse=True)
-        counts = np.bincount(block[indices], minlength=block.max() + 1)
-        low, high = counts.min(), counts.max()
-        if low < high:
-            raise PlanError(
-                f"group {group.name!r} is balanced: its {len(counts)} blocks must lose equally "
-                f"many units, but lose between {low} and {high}; see graph[{group.name!r}].balance"
-            )
-
-
-def _repeats(indices: list[int]) -> bool:
-    return len(set(indices)) < len(indices)
-
-
-def _check_axes(graph: Graph, selection: Selection) -> None:
-    """No axis anywhere may be emptied, and balanced axes must lose equally from each block."""
-    for vector in graph.analysis.labels.vectors:
-        if vector.size and vector.labels is not None and selection.removed((vector,)).all():
-            raise PlanError("the plan would empty an axis somewhere in the network; leave a unit")
-    for axis, least, reason in graph.analysis.labels.least:
-        if (left := selection.size(axis)) < least:
-            raise PlanError(f"the plan would leave {left} units where {reason} needs {least}")
-    axes = graph.analysis.axes
-    for pair in graph.program.apart:
-        sizes = {selection.size(axes[value][-1]) for value in pair if value in axes}
-        if len(sizes) == 1:
-            raise PlanError(
-                f"the plan would leave {sizes.pop()} units of a state and of what it is projected "
-                "to, and PyTorch would take the projection for none; leave fewer of these"
-            )
-    for labels, reason in graph.analysis.labels.balanced:
-        lost = selection.gone(labels).sum(axis=1)
-        if (lost != lost[0]).any():
-            raise PlanError(
-                f"the plan is unbalanced: {reason} lose between {lost.min()} and {lost.max()}"
-            )
-
-
-def slices_of(graph: Graph, selection: Selection) -> dict[str, Slices]:
-    """What every tensor loses with these units."""
-    values, tensors = graph.program.values, graph.program.tensors
-    lists: dict[tuple[int, Axis], list[list[int]]] = {}  # most axes are shared by several tensors
-    removed: dict[str, dict[int, list[list[int]]]] = {}
-    for name, dim, axis in graph.slots:
-        size = values[tensors[name]].shape[dim]
-        gone = lists.get((size, axis))
-        if gone is None:
-            lines = selection.removed(axis).reshape(-1, size)
-            gone = [np.flatnonzero(line).tolist() for line in lines] if lines.any() else []
-            lists[size, axis] = gone
-        if gone:
-            removed.setdefault(name, {})[dim] = gone
-    return {name: Slices(values[tensors[name]].shape, dims) for name, dims in removed.items()}
-
-
-def _found(
-    graph: Graph, tensors: Mapping[str, Slices]
-) -> tuple[dict[str, list[int]], dict[str, int]]:
-    """The units that go with these slices, by their groups, and the sizes of those.
-
-    Raises:
-        PlanError: the graph is of another model.
-    """
-    known = graph.program.parameters
-    odd = [n for n, own in tensors.items() if known.get(n, own.shape) != own.shape]
-    if odd:
-        raise PlanError(f"the graph is not of the model that the first plan is for, at {odd[0]!r}")
-    groups = lost(graph, tensors)
-    return groups, {name: graph[name].size for name in groups}
-
-
-def random_plan(graph: Graph, fraction: float, seed: int, *, exact_only: bool) -> Plan:
-    """See `Graph.random_plan`."""
-    if not 0 <= fraction < 1:
-        raise PlanError(f"fraction must be at least 0 and below 1, not {fraction}")
-    rng = np.random.default_rng(seed)
-    for attempt in range(10):
-        units: dict[str, list[int]] = {}
-        for group in graph.groups:
-            if exact_only and not group.exact:
-                continue
-            blocks = group.blocks()
-            count = group.allowed(int(fraction * group.size / len(blocks)))
-            chosen = [i for b in blocks for i in rng.choice(b, count, replace=False).tolist()]
-            units[group.name] = sorted(chosen)
-        try:
-            return make_plan(graph, units)
-        except (PlanError, MendError):
-            if attempt == 9:
-                raise
-    raise PlanError("no valid random plan was found")

@@ -8,6 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import FileError
+from .plan import Plan
+from .slices import Slices
+from .surgery.edits import Edit
+from .surgery.fold import Scale
+from .surgery.restate import Restated
 
 Index = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
@@ -43,8 +48,29 @@ class PlanSchema(BaseModel):
     replay: bool = False
 
 
-def parse(data: Any) -> PlanSchema:
-    """Plain data as a plan.
+def read(data: Any) -> Plan:
+    """See `Plan.from_dict`."""
+    parsed = _parse(data)
+    plan = Plan(
+        parsed.groups,
+        parsed.sizes,
+        {
+            name: Slices(tuple(entry.shape), {int(d): b for d, b in entry.removed.items()})
+            for name, entry in parsed.tensors.items()
+        },
+        parsed.attributes,
+        parsed.exact,
+        tuple(Scale(*item) for item in parsed.scales),
+        tuple(Restated(*item) for item in parsed.restated),
+        tuple(Edit(*item) for item in parsed.edits),
+        parsed.replay,
+    )
+    _check_indices(plan)
+    return plan
+
+
+def _parse(data: Any) -> PlanSchema:
+    """Plain data of the form of a plan.
 
     Raises:
         FileError: it is something else, and where.
@@ -58,3 +84,31 @@ def parse(data: Any) -> PlanSchema:
         errors = error.errors()[:3] if isinstance(error, ValidationError) else []
         where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors)
         raise FileError(f"the plan is malformed: {where or error}") from error
+
+
+def _check_indices(plan: Plan) -> None:
+    """Refuse indices that no axis has, or that disagree."""
+    for name, slices in plan.tensors.items():
+        for dim, blocks in slices.removed.items():
+            size = slices.shape[dim] if 0 <= dim < len(slices.shape) else -1
+            good = bool(blocks) and all(
+                len(set(block)) == len(block) == len(blocks[0]) < size
+                and all(0 <= i < size for i in block)
+                for block in blocks
+            )
+            if not good or (len(blocks) > 1 and slices.shape[0] % len(blocks)):
+                raise FileError(f"the plan is malformed: bad indices for {name!r} dim {dim}")
+    for scale in plan.scales:
+        own = plan.tensors.get(scale.tensor)
+        size = own.shape[scale.dim] if own and scale.dim < len(own.shape) else -1
+        if not all(0 <= i < size for i in scale.indices):
+            raise FileError(f"the plan is malformed: bad rows to scale of {scale.tensor!r}")
+    most = sum(s.axis(d)[0] for s in plan.tensors.values() for d in s.removed)  # units of all
+    for name, indices in plan.groups.items():
+        size = plan.sizes.get(name, -1)
+        if size > most:
+            raise FileError(f"the plan is malformed: no axes hold {size} units of {name!r}")
+        if len(set(indices)) != len(indices) or not all(0 <= i < size for i in indices):
+            raise FileError(f"the plan is malformed: bad units for group {name!r}")
+    if bool(plan.groups) != bool(plan.tensors):
+        raise FileError("the plan is malformed: its groups and its tensors do not agree")

@@ -73,13 +73,30 @@ def lost(graph: Graph, tensors: Mapping[str, Slices]) -> dict[str, list[int]]:
     gone = np.ones(len(graph.classes), dtype=bool)
     for name, dim, axis in graph.slots:
         positions, units = graph.axis_incidence(axis)
-        removed = tensors[name].removed.get(dim, []) if name in tensors else []
-        if not removed:
-            gone[units] = False
-            continue
-        mask = np.zeros((len(removed), tensors[name].shape[dim]), dtype=bool)
-        for line, indices in zip(mask, removed, strict=True):
-            line[indices] = True
-        gone[units[~np.resize(mask.ravel(), axis_size(axis))[positions]]] = False
+        gone[units[~_taken(tensors, name, dim, axis)[positions]]] = False
     out = {group.name: np.flatnonzero(gone[group.units]).tolist() for group in graph.groups}
     return {name: indices for name, indices in out.items() if indices}
+
+
+def uncovered(graph: Graph, tensors: Mapping[str, Slices], selection: Selection) -> list[str]:
+    """The axes, as 'tensor[dim]', along which more is gone than goes with these units."""
+    left = {(name, dim) for name, slices in tensors.items() for dim in slices.removed}
+    more = []
+    for name, dim, axis in graph.slots:
+        if (name, dim) in left:
+            left.remove((name, dim))
+            if (_taken(tensors, name, dim, axis) & ~selection.removed(axis)).any():
+                more.append(f"{name}[{dim}]")
+    return more + [f"{name}[{dim}]" for name, dim in sorted(left)]
+
+
+def _taken(tensors: Mapping[str, Slices], name: str, dim: int, axis: Axis) -> Bools:
+    """Which indices of an axis of a tensor, (size,), are among the slices that it loses."""
+    slices = tensors.get(name)
+    removed = slices.removed.get(dim) if slices else None
+    if slices is None or not removed:
+        return np.zeros(axis_size(axis), dtype=bool)
+    mask = np.zeros((len(removed), slices.shape[dim]), dtype=bool)
+    for line, indices in zip(mask, removed, strict=True):
+        line[indices] = True
+    return np.resize(mask, axis_size(axis))

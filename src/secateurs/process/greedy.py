@@ -21,7 +21,7 @@ from ..criteria import Criterion, find_criterion
 from ..errors import ConfigError, FileError
 from ..files.store import check_state, fill_state
 from ..gates import trace, verify
-from ..groups import Graph
+from ..groups import Graph, Group
 from ..latency import Latency, latency
 from ..plan import Plan
 from ..ranking import choose, importance, moves, smallest
@@ -149,6 +149,7 @@ class _Run(Run[Options, Checkpoint, PruneResult]):
         self.targets = budgets.targets(budget, cost)
         budgets.check_reachable(self.targets, cost, smallest(self.graph, options.limits))
         self.originals = {group.name: group.size for group in self.graph.groups}
+        self.axes = _axes(self.graph.groups)
         self.before = cost.all()
         self.plan = self.graph.plan({})
         self.step = 0
@@ -233,6 +234,9 @@ class _Run(Run[Options, Checkpoint, PruneResult]):
             cost_power=options.cost_power,
             measure=next(iter(self.targets)),
         )
+        # a cut may expose more, of which no plan for the original could tell
+        known = {g.name for g in graph.groups if _axes([g]) <= self.axes}
+        ranked = {name: values for name, values in ranked.items() if name in known}
         candidates = moves(graph, ranked, options.limits, self.originals)
         if not candidates:
             return {}
@@ -247,12 +251,13 @@ class _Run(Run[Options, Checkpoint, PruneResult]):
         return max(1, round(units))
 
     def _remove(self, graph: Graph, plan: Plan) -> None:
+        whole = self.plan.then(plan, self.graph)
         shapes = {name: p.shape for name, p in self.model.named_parameters(remove_duplicate=False)}
         cut(self.model, plan, inplace=True)
         self.trainer.cut_optimizer(plan, shapes)
         for name, rows in self.importance.items():
             self.importance[name] = np.vstack([rows, self._scores_of(name)])
-        self.plan = self.plan.then(plan, self.graph)
+        self.plan = whole
 
     def _scores_of(self, group: str) -> npt.NDArray[np.float32]:
         """The last scores of a group's original units, (units,); NaN for those that have none."""
@@ -414,3 +419,8 @@ class _Run(Run[Options, Checkpoint, PruneResult]):
         uncut = copy.deepcopy(self.original).to(self.trainer.device)
         before, after = latency([uncut, self.model], inputs)
         return {"the example inputs": (before, after)}
+
+
+def _axes(groups: Iterable[Group]) -> set[tuple[str, int]]:
+    """The axes of tensors, (path, dim), that these groups touch."""
+    return {(axis.tensor, axis.dim) for group in groups for axis in group.axes}

@@ -163,7 +163,7 @@ def _recorded(model: Replayed, example_inputs: Any) -> Program:
         TraceError: it looks at values, or the units of the plan hold other slices here.
     """
     from ..gates import grouped
-    from ..plan import slices_of
+    from ..planning import slices_of
 
     plan = model.recordings.plan
     inputs = pytree.tree_map_only(torch.Tensor, torch.zeros_like, example_inputs)

@@ -219,7 +219,9 @@ _STATES_SIZES = frozenset(
 )
 _MAY_STATE_SIZES = frozenset({"tensor_split", "hsplit", "vsplit", "dsplit"})
 _CELLS = frozenset({"rnn_tanh_cell", "rnn_relu_cell"})  # others combine the two states
+_LAYERS = frozenset({"rnn_tanh", "rnn_relu", "gru", "lstm"})
 
+_UNBIND, _STACK = torch.ops.aten.unbind.int, torch.ops.aten.stack.default
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _ATTEND: Any = torch.nn.functional.scaled_dot_product_attention
 _BETWEEN = frozenset({__file__, torch.overrides.__file__})  # of the code and a note of its call
@@ -443,11 +445,16 @@ class Recorder:
         if name in _CELLS:
             before = args[1] if len(args) > 1 else kwargs["hx"]
             self.program.states.append((before.id, self.known(result).id))
-        elif name == "lstm":  # it takes a projection to be there where these two differ
-            states = next(a for a in (*args, *kwargs.values()) if isinstance(a, list))
-            hidden, cell = (ref.id for ref in states)
-            if self.program.values[hidden].shape != self.program.values[cell].shape:
-                self.program.apart.append((hidden, cell))
+        elif name in _LAYERS:
+            everything = [*args, *kwargs.values()]
+            weights = max(i for i, arg in enumerate(everything) if isinstance(arg, list))
+            before = everything[weights - 1]
+            hidden, *cell = before if name == "lstm" else [before]
+            made = self.known(result)[1]
+            self.program.states += _of_layers(self.program.nodes, hidden.id, made.id)
+            for other in cell:  # it takes a projection to be there where these two differ
+                if self.program.values[hidden.id].shape != self.program.values[other.id].shape:
+                    self.program.apart.append((hidden.id, other.id))
         if self.call is not None and not _states_sizes(name, args, kwargs):
             self.call.invocation = Invocation(func, args, kwargs, self.known(result))
 
@@ -485,6 +492,19 @@ class Recorder:
             return self.tag_shape(args[0], result)
         dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
         return TaggedInt(result, Size(self.value(args[0]), dim % args[0].dim()))
+
+
+def _of_layers(nodes: Iterable[Node], before: int, after: int) -> Iterator[tuple[int, int]]:
+    """What each layer of a kernel was given and made, of its states before and after.
+
+    The kernel takes the ones apart and stacks the others; where it runs one step from zeros,
+    nothing else tells that they belong together.
+    """
+    given = [n.outputs for n in nodes if n.op is _UNBIND and n.inputs == (before,)]
+    made = [n.inputs for n in nodes if n.op is _STACK and n.outputs == (after,)]
+    for one, other in zip(itertools.chain(*given[-1:]), itertools.chain(*made), strict=False):
+        if one is not None:
+            yield one, other
 
 
 def _states_sizes(name: str, args: list[Any], kwargs: dict[str, Any]) -> bool:
