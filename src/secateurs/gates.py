@@ -59,6 +59,18 @@ class Proof:
         """Whether the law of the cut holds up to rounding; False for NaN."""
         return self.max_relative_error <= self.tolerance
 
+    def demand(self) -> None:
+        """Go on only if the law holds.
+
+        Raises:
+            LawError: it does not.
+        """
+        if not self.holds:
+            raise LawError(
+                f"{self}\n  the model was not changed; this is a fault of the trace: please report "
+                "the model with the units that were deleted"
+            )
+
     def __str__(self) -> str:
         verdict = "holds" if self.holds else "is BROKEN"
         how = "exact" if self.exact else "statistics retaken over the units that stay"
@@ -68,12 +80,14 @@ class Proof:
         )
 
 
-def trace(model: nn.Module, example_inputs: Any) -> Graph:
+def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
     """Run the model once and find what can be cut from it.
 
     Args:
-        model: any module that runs; it is left untouched.
+        model: any module that runs, or a Keras model; it is left untouched.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+            A Keras model takes them as Keras does, and where it knows the shape of its inputs,
+            they can be left out of this and of all that follows.
 
     Returns:
         The graph, with its program, its groups, and the axes that are frozen, with reasons.
@@ -91,7 +105,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     """
     if not isinstance(model, nn.Module):
         raise TraceError(f"a torch.nn.Module is expected first, not {type(model).__name__}")
-    with _no_collection():
+    with no_collection():
         graph = Graph(analyse(model, example_inputs))
         settle(graph)
         graph.give_up(unreached(graph))
@@ -99,7 +113,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Hold the garbage collector: a trace makes many small objects and keeps nearly all of them."""
     running, frozen = gc.isenabled(), gc.get_freeze_count()
     gc.disable()
@@ -245,7 +259,7 @@ def verify(
     model: nn.Module,
     small: nn.Module,
     plan: Plan,
-    example_inputs: Any,
+    example_inputs: Any = None,
     *,
     graph: Graph | None = None,
 ) -> Proof:

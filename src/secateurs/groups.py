@@ -17,7 +17,7 @@ from .trace import attention
 from .trace.analyse import Analysis
 from .trace.balance import split_cells
 from .trace.labels import Axis, Bools, Factor, Ints, axis_size, find, leaves
-from .trace.program import Program
+from .trace.program import Program, owner
 from .trace.resolve import Resolved, resolve
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Group:
     @property
     def members(self) -> list[str]:
         """The paths of all modules that the group touches, writers first."""
-        paths = (m.tensor.rpartition(".")[0] for m in self.axes)
+        paths = (owner(m.tensor) for m in self.axes)
         return list(dict.fromkeys(paths))
 
     @property
@@ -200,10 +200,12 @@ class Graph:
     Attributes:
         groups: what can be cut.
         analysis: the axes of every value of the program, and what reads them.
+        rebuilt: whether a cut builds the layers anew from their configuration, as in Keras.
     """
 
-    def __init__(self, analysis: Analysis):
+    def __init__(self, analysis: Analysis, *, rebuilt: bool = False):
         self.analysis = analysis
+        self.rebuilt = rebuilt
         self.groups: list[Group] = []
         self._build()
 
@@ -241,7 +243,7 @@ class Graph:
         if found:
             names = ", ".join(repr(g.name) for g in found)
             raise PlanError(f"module {name!r} belongs to several groups: {names}; name one of them")
-        frozen = [f for f in self.frozen if f.tensor.rpartition(".")[0] == name]
+        frozen = [f for f in self.frozen if owner(f.tensor) == name]
         read = [repr(g.name) for g in self._owners(name, "reads")]
         if frozen or read:
             why = str(frozen[0]) if frozen else "nothing reads what it makes"
@@ -256,7 +258,7 @@ class Graph:
             g
             for g in self.groups
             if any(
-                module in (m.tensor.rpartition(".")[0], m.tensor, f"{m.tensor}[{m.dim}]")
+                module in (owner(m.tensor), m.tensor, f"{m.tensor}[{m.dim}]")
                 for m in getattr(g, role)
             )
         ]
@@ -693,7 +695,7 @@ class Graph:
 def _name(slot: tuple[str, int], count: int, kind: str, taken: set[str]) -> str:
     """A name for the units of an axis: its module, and more where others have taken that."""
     tensor, dim = slot
-    path = tensor.rpartition(".")[0] or tensor
+    path = owner(tensor) or tensor
     names = [path, f"{path}:{kind}", f"{tensor}[{dim}]", f"{tensor}[{dim}]x{count}"]
     if kind == "head-dim":  # the module goes by its heads
         names = names[1:]

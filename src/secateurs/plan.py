@@ -6,10 +6,10 @@ import json
 import math
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 from .atomic import parse_json, read_text, write_text
 from .errors import FileError, MendError, PlanError
 from .slices import Slices, complement
+from .surgery.configure import configure
 from .surgery.fold import Scale
 from .surgery.mend import Literal, mend
 from .surgery.restate import Restated
@@ -27,6 +28,15 @@ from .trace.record import modules_of, tensor_of
 
 if TYPE_CHECKING:
     from .groups import Graph, Group, Selection
+
+T = TypeVar("T", bound="Shaped")
+
+
+class Shaped(Protocol):
+    """Whatever has a shape: a tensor, or a variable of Keras."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True)
@@ -81,9 +91,13 @@ class Plan:
 
     def tensors_in(self, modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
         """The same, with the modules of the model by path."""
-        own = {}
+        return self.find(lambda name: tensor_of(modules, name))
+
+    def find(self, tensor_called: Callable[[str], T | None]) -> dict[str, T]:
+        """The same, with a way to find a tensor, or a variable, by its name."""
+        own: dict[str, T] = {}
         for name, slices in self.tensors.items():
-            tensor = tensor_of(modules, name)
+            tensor = tensor_called(name)
             if tensor is None:
                 raise PlanError(
                     f"the plan does not fit this model: it has no tensor {name!r}; "
@@ -93,7 +107,7 @@ class Plan:
                 raise PlanError(
                     f"the plan does not fit this model: {name!r} has shape "
                     f"{tuple(tensor.shape)} where the plan expects {slices.shape}"
-                    + ("; it has been cut already" if tensor.numel() < _numel(slices) else "")
+                    + ("; it has been cut already" if _cut_already(tensor, slices) else "")
                 )
             own[name] = tensor
         return own
@@ -289,8 +303,8 @@ def _numbered(restated: Iterable[Restated]) -> Iterator[tuple[int, Restated]]:
         seen[one.module] += 1
 
 
-def _numel(slices: Slices) -> int:
-    return math.prod(slices.shape)
+def _cut_already(tensor: Shaped, slices: Slices) -> bool:
+    return math.prod(tensor.shape) < math.prod(slices.shape)
 
 
 # ---------------------------------------------------------------------- making plans
@@ -313,7 +327,7 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
     _check_axes(graph, selection)
     slices = _slices(graph, selection)
     shapes = {(name, dim): own.axis(dim) for name, own in slices.items() for dim in own.removed}
-    mended = mend(graph.analysis, selection, shapes)
+    mended = (configure if graph.rebuilt else mend)(graph.analysis, selection, shapes)
     for scale in mended.scales:
         whole = Slices(graph.program.parameters[scale.tensor], {})
         slices.setdefault(scale.tensor, whole)

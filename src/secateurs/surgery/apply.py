@@ -73,12 +73,7 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
     for literal in plan.literals:
         _method(modules, literal)
     methods = _viewing(modules, plan.views)
-    known: Known = {}
-    factors = _factors(plan)
-    smaller = {
-        name: slices.cut(_scaled(own[name], factors.get(name, [])), known)
-        for name, slices in plan.tensors.items()
-    }
+    smaller = smaller_tensors(plan, own)
     if not inplace:
         # the copy shares nothing with the model, and never holds the full-size tensors
         memo: dict[int, Any] = {
@@ -106,6 +101,16 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
         install(modules[restated.module], restated)
     adopt(modules, {name.rpartition(".")[0] for name in plan.tensors})
     return model
+
+
+def smaller_tensors(plan: Plan, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a plan leaves of the tensors that it cuts, by name."""
+    known: Known = {}
+    factors = _factors(plan)
+    return {
+        name: slices.cut(_scaled(own[name], factors.get(name, [])), known)
+        for name, slices in plan.tensors.items()
+    }
 
 
 def _factors(plan: Plan) -> dict[str, list[Scale]]:

@@ -22,6 +22,15 @@ class Ref:
     id: int
 
 
+def owner(tensor: str) -> str:
+    """The path of the module, or of the Keras layer, that a tensor belongs to.
+
+    >>> owner("layer1.0.conv1.weight"), owner("conv2d/kernel"), owner("scale")
+    ('layer1.0.conv1', 'conv2d', '')
+    """
+    return tensor[: max(tensor.rfind("."), tensor.rfind("/"), 0)]
+
+
 def can_size(number: int) -> bool:
     """Whether a number can be a size, or the bound of a slice from either end."""
     return number > 0 or number < -1
@@ -108,11 +117,11 @@ class Program:
     `keywords` names the inputs where they were given by name.
     `tensors` maps a parameter's, buffer's or tensor attribute's path to its value; `constants`
     holds tensors met on the way that belong to neither. `attributes` are the integer attributes of
-    the modules, `methods` holds the method of a module that a piece of code is, `helpers` the
-    method that called it by its name and the function that it is, and `parameters`
-    gives the shape of every parameter of the model, used or not. `training` is a run in training
-    mode, where eval mode leaves parameters unused. `looks` says that the code looked at a value
-    that depends on the inputs, so that other inputs may take another way.
+    the modules and `floats` their floats, `methods` holds the method of a module that a piece of
+    code is, `helpers` the method that called it by its name and the function that it is, and
+    `parameters` gives the shape of every parameter of the model, used or not. `training` is a run
+    in training mode, where eval mode leaves parameters unused. `looks` says that the code looked at
+    a value that depends on the inputs, so that other inputs may take another way.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -123,6 +132,7 @@ class Program:
     constants: dict[int, torch.Tensor] = field(default_factory=dict)
     outputs: Any = None
     attributes: dict[Attribute, int] = field(default_factory=dict)
+    floats: dict[Attribute, float] = field(default_factory=dict)
     methods: dict[tuple[str, CodeType], FunctionType] = field(default_factory=dict)
     helpers: dict[tuple[str, CodeType], tuple[str, FunctionType]] = field(default_factory=dict)
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)

@@ -463,6 +463,8 @@ def _observed(recorder: Recorder) -> Iterator[None]:
                         source = Attribute(path, name)
                         known[source] = value
                         attributes[name] = TaggedInt(value, source)
+                elif type(value) is float:
+                    recorder.program.floats[Attribute(path, name)] = value
                 elif type(value) in (tuple, list) and set(map(type, value)) == {int}:
                     if max(value) <= 1:
                         continue

@@ -1,0 +1,19 @@
+"""The verbs for Keras 3 models, on every backend of Keras.
+
+Nothing here is imported before a Keras model is in hand.
+"""
+
+from __future__ import annotations
+
+from .cut import apply, delete_channels, trace, verify
+from .edit import delete_layer, insert_layer, replace_layer
+
+__all__ = [
+    "apply",
+    "delete_channels",
+    "delete_layer",
+    "insert_layer",
+    "replace_layer",
+    "trace",
+    "verify",
+]
