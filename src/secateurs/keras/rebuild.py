@@ -7,6 +7,7 @@ Only public functions of Keras are used, so this runs on every backend.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -165,11 +166,23 @@ def buildable(layer: Layer, shapes: Shapes) -> None:
         return  # built of nothing but its configuration
     near = _near(layer, shapes)
     configs = edited(layer.get_config(), {}, [*near, *_open(layer, shapes)])
-    inputs = [
-        (lambda new, config=config: new.build_from_config(config))
-        for config in edited(layer.get_build_config() or {}, {}, near)
-    ]
-    _fitting(layer, shapes, configs, inputs)
+    builds = edited(layer.get_build_config() or {}, {}, near)
+    _fitting(layer, shapes, configs, [functools.partial(_build, shapes=own) for own in builds])
+
+
+def _build(new: Layer, shapes: dict[str, Any]) -> None:
+    """Build a layer for inputs of these shapes, and see that it gives what it says that it gives.
+
+    Raises:
+        ValueError: it says another shape than it gives.
+    """
+    new.build_from_config(shapes)
+    shape = shapes.get("input_shape")
+    if isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape):
+        said = keras.tree.flatten(new(keras.Input(batch_shape=shape)))
+        given = keras.tree.flatten(new(keras.ops.zeros([size or 2 for size in shape])))
+        if [x.shape[1:] for x in said] != [tuple(x.shape)[1:] for x in given]:
+            raise ValueError(f"it says that it gives {said[0].shape}, and gives {given[0].shape}")
 
 
 def _is_keras(layer: Layer) -> bool:

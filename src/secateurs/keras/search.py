@@ -61,10 +61,19 @@ def numbers(config: Any, key: Key = ()) -> Iterator[tuple[Key, int | None]]:
 
 def _with(config: Mapping[str, Any], values: Mapping[Key, int]) -> dict[str, Any]:
     """A copy of a configuration with other numbers at these places."""
-    out = copy.deepcopy(dict(config))
+    out = _unbuilt(config)
     for key, value in values.items():
         out = _put(out, key, value)
     return out
+
+
+def _unbuilt(config: Any) -> Any:
+    """A copy in which layers inside are not built for the shapes that they had."""
+    if isinstance(config, Mapping):
+        return {k: _unbuilt(value) for k, value in config.items() if k != "build_config"}
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(_unbuilt, config))
+    return copy.deepcopy(config)
 
 
 def _put(config: Any, key: Key, value: int) -> Any:
