@@ -162,8 +162,9 @@ def buildable(layer: Layer, shapes: Shapes) -> None:
     Raises:
         MendError: it cannot.
     """
-    if not keras.tree.flatten(getattr(layer, "_layers", [])) and _is_keras(layer):
-        return  # built of nothing but its configuration
+    inside = any("/" in v.path.removeprefix(f"{layer.path}/") for v in weights_of(layer))
+    if not inside and type(layer).__module__.partition(".")[0] == "keras":
+        return  # a plain layer of Keras has a number of its own for each of its sizes
     near = _near(layer, shapes)
     configs = edited(layer.get_config(), {}, [*near, *_open(layer, shapes)])
     builds = edited(layer.get_build_config() or {}, {}, near)
@@ -183,10 +184,6 @@ def _build(new: Layer, shapes: dict[str, Any]) -> None:
         given = keras.tree.flatten(new(keras.ops.zeros([size or 2 for size in shape])))
         if [x.shape[1:] for x in said] != [tuple(x.shape)[1:] for x in given]:
             raise ValueError(f"it says that it gives {said[0].shape}, and gives {given[0].shape}")
-
-
-def _is_keras(layer: Layer) -> bool:
-    return type(layer).__module__.partition(".")[0] == "keras"
 
 
 def _near(layer: Layer, shapes: Shapes) -> list[tuple[int, int]]:
