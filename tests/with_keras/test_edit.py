@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
-
-import keras
-import secateurs as sc
 from keras import layers as L
+
+import secateurs as sc
 from secateurs.errors import PlanError
 
 from .models import chain, drawn, functional

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 import keras
-import secateurs as sc
+import pytest
 from keras import layers as L
+
+import secateurs as sc
 
 from .models import chain, drawn, functional
 

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import torch
-
-import keras
-import secateurs as sc
 from keras import layers as L
+
+import secateurs as sc
 from secateurs.errors import ConfigError, MendError, PlanError, TraceError
 
 from .models import chain, drawn, functional, residual

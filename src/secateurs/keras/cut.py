@@ -12,18 +12,20 @@ from ..gates import verify as verify_module
 from ..groups import Graph
 from ..plan import Plan
 from ..surgery.apply import smaller_tensors
-from ..trace.analyse import analyse
+from ..trace.analyse import Analysis
 from .carry import carry
 from .layers import Layer, variables_of
 from .module import Module, as_tensor, inputs_for
 from .rebuild import Change, Rebuilt
+from .recorded import program_of
 from .settle import settle
 
 
 def trace(model: Layer, example_inputs: Any = None) -> Graph:
     """See `secateurs.trace`; the groups name the variables, such as 'conv2d/kernel'."""
+    program = program_of(model, inputs_for(model, example_inputs))
     with no_collection():
-        graph = Graph(analyse(Module(model), inputs_for(model, example_inputs)), rebuilt=True)
+        graph = Graph(Analysis(program), rebuilt=True)
         settle(model, graph)
     return graph
 
