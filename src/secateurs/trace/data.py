@@ -141,7 +141,7 @@ def _source(source: Source) -> Any:
 
 def _from_source(data: Any) -> Source:
     if not isinstance(data, list):
-        return data  # type: ignore[no-any-return]
+        return data
     kind, *rest = data
     if kind == "attribute":
         return Attribute(*rest)
