@@ -7,13 +7,14 @@ SEEDS ?= 3
 NETWORKS ?= 5000
 
 VENV := .venv
+KERAS := .venv-keras
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo compare-demo test test-browser check docs pictures format train soak fuzz fuzz-files \
+.PHONY: help demo compare-demo test test-browser test-keras check docs pictures format train soak fuzz fuzz-files \
 	bench-cut bench-oracle bench-score bench-workers bench-lenet bench-report bench-sparse export-zoo \
 	versus vgg clean bench-dead bench-masks sparsify-zoo
 
@@ -38,6 +39,12 @@ docs: $(VENV)/.docs  ## build the site in site/; any warning fails
 	$(BIN)/typer secateurs.cli.app utils docs --name secateurs --title "The command line" \
 		--output docs/reference/commands.md >/dev/null
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs $(JOBS) docs site
+
+test-keras: $(KERAS)/.created  ## the tests of Keras models on TensorFlow and JAX, in an environment of its own
+	for backend in tensorflow jax; do \
+		KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 \
+			$(KERAS)/bin/python -m pytest -q -n $(JOBS) tests/with_keras || exit 1; \
+	done
 
 pictures: $(VENV)/.runtime  ## draw the pictures of the docs anew, from a real trace
 	$(BIN)/python docs/pictures.py
@@ -162,8 +169,14 @@ zoo: $(VENV)/.zoo  ## the coverage table: every network of its list, cut, in JOB
 		--jobs $(JOBS) --only "$(ONLY)" $(if $(AGAIN),--again) --out docs/coverage.md
 
 clean:  ## remove .venv and every cache
-	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
+	rm -rf $(VENV) $(KERAS) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(KERAS)/.created: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(KERAS)
+	$(KERAS)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+		--editable '.[keras]' pytest pytest-xdist hypothesis tensorflow-cpu==2.21.0 jax==0.10.2
+	touch $@
 
 $(VENV)/.created:
 	$(PYTHON) -m venv --clear $(VENV)

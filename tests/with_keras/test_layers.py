@@ -73,7 +73,6 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "depthwise-multiplied": between(lambda: L.DepthwiseConv2D(3, depth_multiplier=2)),
     "separable": between(lambda: L.SeparableConv2D(7, 3)),
     "separable1d": tokens(lambda: L.SeparableConv1D(7, 3)),
-    "grouped": between(lambda: conv(8, groups=2)),
     "grouped-one-each": between(lambda: conv(12, groups=6)),
     "batch-norm": between(L.BatchNormalization, L.ReLU),
     "layer-norm": between(L.LayerNormalization),
@@ -152,6 +151,12 @@ def test_channels_first(name: str) -> None:
     model = chain((3, 8, 8), first, *inner, L.Flatten(), L.Dense(2))
     small = sc.delete_channels(model, {"first": [0, 4]})
     assert small.get_layer("first").kernel.shape == (3, 3, 3, 4)
+
+
+def test_the_inside_of_a_grouped_convolution_is_frozen() -> None:
+    graph = sc.trace(between(lambda: conv(8, groups=2))())
+    assert not graph.groups
+    assert any("a grouped convolution" in frozen.reason for frozen in graph.frozen)
 
 
 def test_the_negative_control_fails() -> None:
