@@ -15,6 +15,10 @@ from keras import layers as L
 
 import secateurs as sc
 from secateurs.errors import ConfigError, MendError, PlanError, TraceError
+from secateurs.groups import Graph
+from secateurs.keras.module import inputs_for
+from secateurs.keras.recorded import program_of, recorded_by_child
+from secateurs.trace.analyse import Analysis
 
 from .models import chain, drawn, functional, residual
 
@@ -213,6 +217,16 @@ def test_a_layer_that_does_not_say_its_sizes_is_frozen_with_the_reason() -> None
     assert any("get_config must say" in f.reason for f in graph.frozen)
 
 
+class Nowhere(L.Dense):
+    """A layer that no other process can import."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(2, **kwargs)
+
+
+Nowhere.__module__ = "nowhere"
+
+
 @keras.saving.register_keras_serializable("tests")
 class Own(keras.Model):
     """A model with code of its own."""
@@ -227,6 +241,18 @@ class Own(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "width": self.width}
+
+
+def test_a_child_process_records_the_same() -> None:
+    model = two_towers()
+    inputs = inputs_for(model)
+    graph = Graph(Analysis(recorded_by_child(model, inputs)), rebuilt=True)
+    here = Graph(Analysis(program_of(model, inputs)), rebuilt=True)
+    assert graph.records() == here.records()
+    plan = graph.random_plan(0.4)
+    assert sc.verify(model, sc.apply(model, plan), plan, inputs, graph=graph).holds
+    with pytest.raises(TraceError, match="does not run on the torch backend"):
+        recorded_by_child(chain((4,), Nowhere()), inputs)
 
 
 def test_a_model_with_code_of_its_own() -> None:

@@ -38,6 +38,11 @@ def program_of(model: Layer, inputs: Any) -> Program:
     """
     if keras.backend.backend() == "torch":
         return record(Module(model), inputs, rules.supported)
+    return recorded_by_child(model, inputs)
+
+
+def recorded_by_child(model: Layer, inputs: Any) -> Program:
+    """The same, by a process of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         leaves, spec = pytree.tree_flatten(inputs)
