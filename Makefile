@@ -81,6 +81,8 @@ bench-workers: $(VENV)/.ray  ## time the oracle on one Ray worker and on two, on
 
 bench-oracle: $(VENV)/.test  ## time the exact oracle against one forward per unit
 	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/oracle_time.py --share 16 \
+		lenet5 vgg16 resnet20 --out docs/results/oracle.md
+	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/oracle_time.py --share 128 vit_tiny \
 		--out docs/results/oracle.md
 
 bench-dead: $(VENV)/.test  ## thin a LeNet-5 to 1% of its weights, and time it without its dead units

@@ -27,6 +27,8 @@ def verdict(ours: Record) -> str:
     if failed in (None, "train"):
         if not ours["gone"]:
             return "nothing offered"
+        if ours.get("replay"):
+            return "replay"
         return f"mended ({ours['mended']})" if ours["mended"] else "in place"
     if failed == "law":
         return "wrong" if "BROKEN" in ours["error"] else "does not run"
@@ -235,13 +237,13 @@ network has a process of its own, and every stage {limit} seconds of processor t
 - **all groups**: the same with 30% of the inexact groups gone too, against the network with its
   statistics taken over the units that stay; 'same' where there are none.
 - **cut**: 'in place' if slicing tensors was enough, 'mended (n)' if n integers of the model were
-  changed too, else why not: 'refused' before anything changed, 'nothing offered', 'does not run'
-  after the cut, 'wrong' if it runs and breaks the law.
+  changed too, 'replay' if a static program serves it, else why not: 'refused' before anything
+  changed, 'nothing offered', 'does not run' after the cut, 'wrong' if it runs and breaks the law.
 - **trains**: a step of descent in training mode, with finite gradients. 'nor uncut': the original
   cannot do it either; so for the exports. '–': not measured.
-- **seconds, MiB**: trace, groups, plan and apply in float32 on one thread: processor time, and the
-  most memory above what the process had before. A small network is cut first, so that what PyTorch
-  loads once is not counted.
+- **seconds, MiB**: trace, groups, plan and apply in float32, in place, on one thread: processor
+  time, and the most memory above what the process had before. A small network is cut first, so that
+  what PyTorch loads once is not counted.
 - **Torch-Pruning**: {peer}, told which tensors are the outputs and to leave the last layer
   alone, 30% by magnitude. Each of its groups is checked too where that is possible: the network
   with the group's reads zeroed against the network without it. 'no end': more than {limit} seconds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -61,7 +62,9 @@ def _frozen_copy(value: Any) -> Any:
     if isinstance(value, dict):
         return tuple((key, id(item)) for key, item in value.items())
     if isinstance(value, (tuple, list)):
-        return tuple((type(item), repr(item)) for item in value)
+        return tuple((type(item), _frozen_copy(item)) for item in value)
+    if isinstance(value, weakref.ref):  # recurrent layers make theirs anew when they are copied
+        return id(value())
     return repr(value)
 
 

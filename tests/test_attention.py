@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 import secateurs as sc
 from secateurs.errors import PlanError
+from secateurs.surgery.apply import cut
 
 WIDTH, HEADS, DIM, TOKENS = 24, 4, 6, 5
 
@@ -137,7 +138,7 @@ def kinds(graph: sc.Graph) -> dict[str, tuple[str, int]]:
 # ---------------------------------------------------------------------- what is found
 def test_kinds_are_found_from_what_ran() -> None:
     assert kinds(sc.trace(*net(Fused()))) == {
-        "qkv": ("head", HEADS), "qkv:head-dim": ("head-dim", DIM)
+        "qkv": ("head", HEADS), "qkv:head-dim": ("head-dim", 2 * DIM)
     }  # fmt: skip
     assert kinds(sc.trace(*net(Einsum()))) == {
         "wq": ("head", HEADS), "wq:head-dim": ("head-dim", DIM), "wv:head-dim": ("head-dim", DIM)
@@ -169,6 +170,37 @@ def test_query_heads_go_equally_from_each_key_value_head() -> None:
     rows = [*range(DIM), *range(3 * DIM, 4 * DIM)]
     assert torch.equal(small.wq.weight, model.wq.weight[rows])
     assert small.wk.out_features == 2 * DIM
+
+
+class Interleaved(Fused):
+    """The three of every head side by side, each taken by its number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        qkv = self.qkv(x).view(b, t, self.heads, 3, -1).transpose(1, 3).contiguous()
+        q, k, v = (qkv[:, number].transpose(1, 2) for number in range(3))
+        scores = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)) * 0.4
+        y = scores.softmax(-1) @ v.transpose(1, 2)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(("kind", "parts_first"), [(Fused, True), (Interleaved, False)])
+def test_a_fused_projection_loses_dims_of_q_and_k_and_others_of_v(
+    kind: type[nn.Module], parts_first: bool
+) -> None:
+    model, x = net(kind())
+    group = sc.trace(model, x)["qkv:head-dim"]
+    of_qk, of_v = group.blocks()
+    small = check(model, x, {group.name: [int(of_qk[1]), int(of_v[4])]})
+    stay = torch.tensor([[d for d in range(DIM) if d != gone] for gone in (1, 1, 4)])
+    rows = torch.arange(3 * WIDTH)
+    rows = rows.view(3, HEADS, DIM) if parts_first else rows.view(HEADS, 3, DIM).transpose(0, 1)
+    rows = rows.gather(2, stay[:, None].expand(3, HEADS, DIM - 1))
+    rows = (rows if parts_first else rows.transpose(0, 1)).flatten()
+    scaled = HEADS * (DIM - 1) if parts_first else 0  # a fused kernel divides by √dim
+    assert torch.equal(small.qkv.weight[scaled:], model.qkv.weight[rows][scaled:])
+    columns = torch.arange(WIDTH).view(HEADS, DIM)[:, stay[2]].flatten()
+    assert torch.equal(small.out.weight, model.out.weight[:, columns])
 
 
 def test_both_kinds_of_heads_at_once() -> None:
@@ -283,9 +315,9 @@ def test_sizes_that_the_code_computes_are_stated_anew() -> None:
 
 def test_plans_follow_one_another() -> None:
     model, x = net(Fused())
-    first = sc.trace(model, x).plan({"qkv": [1], "qkv:head-dim": [0, 2]})
+    first = sc.trace(model, x).plan({"qkv": [1], "qkv:head-dim": [0, 2, DIM + 1, DIM + 2]})
     half = sc.apply(model, first)
-    second = sc.trace(half, x).plan({"qkv": [0], "qkv:head-dim": [1]})
+    second = sc.trace(half, x).plan({"qkv": [0], "qkv:head-dim": [1, DIM]})
     small = sc.apply(half, second)
     assert sc.verify(half, small, second, x).max_relative_error < 1e-9
     whole = sc.Plan.from_json(first.then(second).to_json())
@@ -353,6 +385,8 @@ T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vo
 MODELS: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
     "Llama": ("LlamaForCausalLM", GROUPED, {"num_attention_heads": 2, "intermediate_size": 36}),
     "Qwen3": ("Qwen3ForCausalLM", GROUPED, {"num_attention_heads": 2, "intermediate_size": 36}),
+    "Phi3": ("Phi3ForCausalLM", {**GROUPED, "pad_token_id": 0},
+             {"num_attention_heads": 2, "intermediate_size": 36}),
     "Bert": ("BertForSequenceClassification", {**TINY, "vocab_size": 40},
              {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 36}),
     "ViT": ("ViTForImageClassification", {**TINY, "image_size": 16, "patch_size": 8},
@@ -463,11 +497,107 @@ def test_a_config_that_cannot_say_the_cut_stays_and_warns() -> None:
 
 
 @needs_transformers
+def test_a_llama_without_query_heads_takes_padding_that_its_trace_had_not() -> None:
+    """The fused kernel repeats the keys by itself; with a mask the code does."""
+    model, inputs = tiny("Llama")
+    graph = sc.trace(model, inputs)
+    plan = graph.plan({g.name: spread(g) for g in graph if g.kind == "head"})
+    small = sc.apply(model, plan)
+    assert small.model.layers[1].self_attn.num_key_value_groups == 1
+    mask = torch.ones_like(inputs["input_ids"])
+    mask[0, :2] = 0
+    padded = {**inputs, "attention_mask": mask}
+    assert sc.verify(model, small, plan, padded).max_relative_error < 1e-9
+
+
+@needs_transformers
+def test_sizes_from_a_configuration_are_stated_anew() -> None:
+    """Phi-3 slices its projection at heads of the config times an attribute."""
+    model, inputs = tiny("Phi3")
+    graph = sc.trace(model, inputs)
+    for kind in ("head", "kv-head"):
+        plan = graph.plan({g.name: spread(g) for g in graph if g.kind == kind})
+        assert {stated.function for stated in plan.restated} == {"__getitem__"}
+        small = cut(model, plan)
+        assert sc.verify(model, small, plan, inputs, graph=graph).max_relative_error < 1e-9
+
+
+@needs_transformers
+def test_the_config_of_t5_says_its_head_dims(tmp_path: Path) -> None:
+    model, inputs = tiny("T5")
+    graph = sc.trace(model, inputs)
+    dims = {group.name: spread(group) for group in graph if group.kind == "head-dim"}
+    small = check(model, inputs, dims)
+    assert (small.config.d_kv, model.config.d_kv) == (7, 8)
+    small.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path, dtype=torch.float64).eval()
+    assert torch.equal(again(**inputs)[0], small(**inputs)[0])
+
+
+class Turning(nn.Module):
+    """A rotary table that no file holds: it is computed for the size of a head."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("freq", 1 / 100 ** torch.linspace(0, 1, dim // 2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angle = torch.arange(x.shape[2], dtype=x.dtype)[:, None] * self.freq
+        left, right = x.chunk(2, -1)
+        pair = left * angle.cos() - right * angle.sin(), right * angle.cos() + left * angle.sin()
+        return torch.cat(pair, -1)
+
+
+@needs_transformers
+def test_a_config_does_not_say_what_its_model_computes_anew() -> None:
+    from tests.zoo import torchvision_models
+
+    torchvision_models()
+    import transformers
+
+    class Config(transformers.PretrainedConfig):
+        def __init__(self, head_dim: int = DIM, **rest: Any):
+            super().__init__(**rest)
+            self.head_dim = head_dim
+
+    class Model(transformers.PreTrainedModel):
+        config_class = Config
+
+        def __init__(self, config: Config):
+            super().__init__(config)
+            self.dim = config.head_dim
+            self.q, self.k, self.v = (nn.Linear(WIDTH, HEADS * self.dim) for _ in "qkv")
+            self.turn, self.out = Turning(self.dim), nn.Linear(HEADS * self.dim, WIDTH)
+            self.post_init()
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (w(x).unflatten(-1, (HEADS, self.dim)).transpose(1, 2)
+                       for w in (self.q, self.k, self.v))  # fmt: skip
+            y = (self.turn(q) @ self.turn(k).transpose(-2, -1)).softmax(-1) @ v
+            return self.out(y.transpose(1, 2).flatten(2))
+
+    model, x = net(Model(Config()))
+    graph = sc.trace(model, x)
+    dims = {group.name: spread(group) for group in graph if group.kind == "head-dim"}
+    with pytest.warns(UserWarning, match=r"compute turn\.freq anew"):
+        small = check(model, x, dims)
+    assert small.config.head_dim == DIM
+    assert small.dim < DIM
+    model, inputs = tiny("ViT")  # 1/√dim is an attribute
+    graph = sc.trace(model, inputs)
+    dims = {group.name: spread(group) for group in graph if group.kind == "head-dim"}
+    with pytest.warns(
+        UserWarning, match=r"compute .*0\.attention\.scaling, .*1\.attention\.scaling"
+    ):
+        check(model, inputs, dims)
+
+
+@needs_transformers
 def test_head_dims_of_llama_span_its_layers() -> None:
     model, inputs = tiny("Llama")
     group = next(g for g in sc.trace(model, inputs) if g.kind == "head-dim")
     assert [len(block) for block in group.blocks()] == [4] * 5  # rotary pairs; two halves a layer
-    with pytest.warns(UserWarning, match="config"):  # self.scaling was set when the model was built
+    with pytest.warns(UserWarning, match=r"compute model\.rotary_emb\.inv_freq anew"):
         small = check(model, inputs, {group.name: spread(group)})
     assert small.model.layers[0].self_attn.head_dim == 6
     assert np.isclose(small.model.layers[0].self_attn.scaling, 8**-0.5)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.attentive import attentive
 from tests.references import (
     LOSS,
     REFERENCES,
-    SIZES,
+    Gated,
     as_tensors,
     close,
     everything,
@@ -28,11 +30,12 @@ def test_every_criterion_has_a_reference() -> None:
     assert set(REFERENCES) == set(CRITERIA)
 
 
+@pytest.mark.parametrize("make", [everything, attentive])
 @pytest.mark.parametrize("name", CRITERIA)
-def test_a_criterion_is_its_formula(name: str) -> None:
-    found = scored(name)
-    close(found, REFERENCES[name](everything(), *pairs()), 1e-9)
-    assert set(found.unscored) == set(SIZES) - set(found)
+def test_a_criterion_is_its_formula(name: str, make: Callable[[], Gated]) -> None:
+    found = scored(name, net=make())
+    close(found, REFERENCES[name](make(), *pairs()), 1e-9)
+    assert set(found.unscored) == make().sizes.keys() - set(found)
     assert sc.Scores.from_dict(found.to_dict()).to_dict() == found.to_dict()
 
 

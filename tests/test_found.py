@@ -10,6 +10,7 @@ from tests.support import doubled
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.errors import PlanError
 
 
 class GroupedTransposed(nn.Module):
@@ -72,8 +73,121 @@ class NumbersInARow(nn.Module):
         return self.out(self.a(x).view(-1, 3, 2).sum(1))
 
 
+class Counted(nn.Module):
+    """Numbers that count pieces or name axes are no sizes, though they equal one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(2, 3, 1)
+        self.c, self.out = nn.Linear(3, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.a(x).chunk(2, 1)
+        one = self.b(one * torch.tanh(two)).flatten(2, 3).mean(2)
+        one, two, three = self.c(one).chunk(3, 1)
+        return self.out(torch.cat([two, three, one], 1))
+
+
+class Halves(nn.Module):
+    """PyTorch counts where the halves begin, so equally many must go from both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 6), nn.Linear(3, 4), nn.Linear(3, 4)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.a(x).tensor_split(2, 1)
+        return self.out(self.b(one) * torch.tanh(self.c(two)))
+
+
+class OneStep(nn.Module):
+    """One step from zeros reads no state, but the kernel wants states of one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.out = nn.RNNCell(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.cell(x))
+
+
+class AllButTheLast(nn.Module):
+    """There is no slice that ends none before the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 6), nn.Linear(5, 4), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.cat([self.a(x)[:, :-1], self.b(x)], 1))
+
+
+class Narrowed(nn.Module):
+    """A start and a length, which may reach the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.length = 2, 6
+        self.a, self.out = nn.Linear(5, 8), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.a(x)).narrow(1, self.start, self.length))
+
+
+class Projected(nn.Module):
+    """PyTorch takes a projection to the size of the state for none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(4, 3, proj_size=2, batch_first=True), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.lstm(x)[0])
+
+
+class ManyStates(nn.Module):
+    """All layers and directions state one size, so that their units are one group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(4, 3, num_layers=2, bidirectional=True, batch_first=True)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.gru(x)[0])
+
+
+class WideHead(nn.Module):
+    """Its one head is as wide as the whole, and cut to less."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.attention = nn.Linear(5, 4), nn.MultiheadAttention(4, 1, batch_first=True)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.out(x + self.attention(x, x, x)[0])
+
+
+class Turned(nn.Module):
+    """A grid is added to itself the other way round: each of its sides becomes the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side, self.a, self.out = 3, nn.Linear(5, 9, bias=False), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.out(x + x.view(-1, self.side, self.side).transpose(1, 2).reshape(-1, 9))
+
+
 FOUND = [(GroupedTransposed, (2, 3, 6)), (OneOfItsKind, (2, 5))]
 FOUND += [(Unflattened, (2, 5)), (ScaledScores, (2, 4, 6)), (NumbersInARow, (2, 5))]
+FOUND += [(Counted, (2, 3, 4, 4)), (Halves, (2, 5)), (OneStep, (2, 5)), (AllButTheLast, (2, 5))]
+FOUND += [(Narrowed, (2, 5)), (Projected, (2, 3, 4)), (ManyStates, (2, 3, 4))]
+FOUND += [(WideHead, (2, 3, 5)), (Turned, (2, 5))]
 
 
 @pytest.mark.parametrize(("make", "shape"), FOUND, ids=[make.__name__ for make, _ in FOUND])
@@ -89,3 +203,24 @@ def test_the_channels_before_a_grouped_transposed_convolution_can_go() -> None:
     torch.manual_seed(0)
     graph = sc.trace(doubled(GroupedTransposed()), torch.randn(2, 3, 6).double())
     assert [(g.name, len(g.blocks())) for g in graph] == [("conv", 2)]
+
+
+def test_what_pytorch_halves_is_balanced() -> None:
+    torch.manual_seed(0)
+    graph = sc.trace(doubled(Halves()), torch.randn(2, 5).double())
+    assert len(graph["a"].blocks()) == 2
+
+
+def test_a_state_as_wide_as_its_projection_is_refused() -> None:
+    torch.manual_seed(0)
+    model, x = doubled(Projected()), torch.randn(2, 3, 4).double()
+    graph = sc.trace(model, x)
+    cell = next(g for g in graph if g.size == 3)
+    with pytest.raises(PlanError, match="take the projection for none"):
+        graph.plan({cell.name: [0]})
+
+
+def test_the_last_unit_before_which_a_slice_ends_stays() -> None:
+    torch.manual_seed(0)
+    graph = sc.trace(doubled(AllButTheLast()), torch.randn(2, 5).double())
+    assert graph["a"].size == 5

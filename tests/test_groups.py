@@ -7,7 +7,9 @@ import logging
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.networks import NETWORKS, network
+from tests.support import doubled
 from tests.zoo import ZOO, zoo_model
 from torch import nn
 
@@ -331,3 +333,59 @@ def test_halves_of_halves_are_cut_in_proportion() -> None:
     small = sc.apply(model, plan)
     assert small.stem.out_channels == 12
     assert sc.verify(model, small, plan, x).max_relative_error <= 1e-12
+
+
+class Strided(nn.Module):
+    """Gates and values lie side by side, and slices with a step take them apart."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(5, width), nn.Linear((width + 1) // 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        gate = torch.tanh(x[..., 1::2]) if x.shape[-1] % 2 == 0 else 1
+        return self.out(x[..., ::2] * gate)
+
+
+def test_a_slice_with_a_step_takes_its_units_in_runs() -> None:
+    model, x = doubled(Strided()), torch.randn(4, 5).double()
+    graph = sc.trace(model, x)
+    assert (graph["a"].size, listed(graph["a"].writes)) == (4, ["a.weight[0] ×2"])
+    small = sc.apply(model, plan := graph.plan({"a": [1, 2]}))
+    assert torch.equal(small.a.weight, model.a.weight[[0, 1, 6, 7]])
+    wanted = copy.deepcopy(model)
+    wanted.out.weight.data[:, [1, 2]] = 0
+    assert torch.allclose(small(x), wanted(x), rtol=1e-12, atol=1e-12)
+    assert sc.verify(model, small, plan, x).max_relative_error < 1e-12
+    uneven = sc.trace(Strided(9), torch.randn(4, 5))
+    assert not len(uneven)
+    assert "a slice with a step" in {axis.reason for axis in uneven.frozen}
+
+
+class Computed(nn.Module):
+    """Grouped convolutions whose kernels are made of their parameters."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+        self.a, self.b, self.out = nn.Conv2d(3, 12, 1), kind(12, 9, 3, groups=3), nn.Conv2d(9, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, x = self.b, self.a(x)
+        run = F.conv2d if isinstance(b, nn.Conv2d) else F.conv_transpose2d
+        return self.out(run(x, b.weight * 2, b.bias, groups=b.groups).relu())
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_computed_kernel_loses_the_same_index_in_every_group(transposed: bool) -> None:
+    model, x = doubled(Computed(transposed)), torch.randn(2, 3, 5, 5).double()
+    graph = sc.trace(model, x)
+    reads, writes = graph["a"], graph["b"]
+    together, apart = (writes, reads) if transposed else (reads, writes)
+    assert (together.size, len(together.blocks())) == ((3, 1) if transposed else (4, 1))
+    assert [len(block) for block in apart.blocks()] == [4 if transposed else 3] * 3
+    plan = graph.plan({together.name: [1], apart.name: [0, 5, 8] if transposed else [0, 4, 8]})
+    small = sc.apply(model, plan)
+    assert sc.verify(model, small, plan, x).max_relative_error < 1e-12
+    assert (small.b.in_channels, small.b.out_channels, small.b.groups) == (9, 6, 3)

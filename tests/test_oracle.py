@@ -14,8 +14,11 @@ import scipy.stats
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
+from tests.attentive import attentive
 from tests.generated import Network, image_networks
 from tests.networks import NETWORKS, network
+from tests.references import LOSS, pairs
+from tests.references import changes as changes_by_gates
 from tests.support import doubled
 from tests.zoo import zoo_model
 from torch import Tensor, nn
@@ -92,6 +95,16 @@ def test_the_oracle_is_the_naive_loop(name: str, loss: Callable[..., Tensor]) ->
     agree(found, *naive(model, x, y, loss))
     for group in sc.trace(model, x):
         assert found[group.name].how == ("rows" if group.exact else "units")
+
+
+def test_the_oracle_of_heads_and_their_dims_is_that_of_gates_by_hand() -> None:
+    net, (x, y) = attentive(), pairs(6)
+    found, wanted = engine_on(net, x, y, loss=LOSS), changes_by_gates(net, x, y)
+    assert {group: change.how for group, change in found.items()} == dict.fromkeys(
+        net.sizes, "rows"
+    )
+    for group, values in wanted.items():
+        assert float((found[group].loss.mean(0) - values).abs().max()) <= 1e-12
 
 
 def test_the_check_sees_a_wrong_unit() -> None:

@@ -85,7 +85,7 @@ def test_units_go_as_if_never_read(kind: str, layers: int, both: bool) -> None:
     assert len(blocks) == layers * (1 + both)  # every layer and direction chooses its own
     units = [int(block[(i, 5 - i)[j]]) for i, block in enumerate(blocks) for j in (0, 1)]
     kept = {}
-    for (name, dim), families in graph._counts.items():  # which unit is which row of which weight
+    for (name, dim), families in graph.families.items():  # which unit is which row of which weight
         if name.startswith("layer.weight_hh") and dim == 1:
             mask = torch.ones(6, dtype=torch.float64)
             gone = [int(group.units[u]) for u in units]

@@ -80,18 +80,19 @@ def cut(model: nn.Module, x: Tensor, units: dict[str, list[int]]) -> tuple[Any, 
 
 
 HEADS = {"attentions.0.qkv": [1], "attentions.1.qkv": [0, 2]}
+DIMS = "attentions.0.qkv:head-dim"
 
 
 def test_heads_and_their_dimensions_are_offered_one_by_one() -> None:
     graph = sc.trace(*block(Attention(), Attention()))
-    kinds = [(group.kind, group.size, group.balance is None) for group in graph]
-    assert kinds.count(("head", 3, True)) == kinds.count(("head-dim", 4, True)) == 2
+    kinds = [(group.kind, [len(block) for block in group.blocks()]) for group in graph]
+    assert kinds.count(("head", [3])) == kinds.count(("head-dim", [4, 4])) == 2  # of q·k, of v
     assert not [f for f in graph.frozen if "attentions" in f.tensor]
 
 
 @pytest.mark.parametrize(
     "units",
-    [HEADS, {"attentions.0.qkv:head-dim": [0]}, {**HEADS, "attentions.0.qkv:head-dim": [2, 3]}],
+    [HEADS, {DIMS: [0, 5]}, {**HEADS, DIMS: [2, 3, 4, 5]}],
 )
 def test_the_law_holds_at_sizes_that_were_not_traced(units: dict[str, list[int]]) -> None:
     model, x = block(Attention(), Attention())
@@ -245,7 +246,7 @@ def test_a_function_that_a_method_calls_is_mended_for_that_module_alone() -> Non
     for tokens in (7, 12):  # the ordinals of the calls differ
         proof = sc.verify(model, first, plan, torch.randn(2, tokens, 5).double())
         assert proof.max_relative_error <= 1e-12
-    again, second = cut(first, x, {"attentions.0.qkv:head-dim": [0], "attentions.1.qkv": [0, 1]})
+    again, second = cut(first, x, {DIMS: [0, 4], "attentions.1.qkv": [0, 1]})
     y = torch.randn(3, 9, 5).double()
     assert torch.equal(sc.apply(model, plan.then(second))(y), again(y))
     assert attend(y[..., :1].expand(3, 9, 12), model.attentions[0].qkv, 3).shape == (3, 9, 12)

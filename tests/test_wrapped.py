@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.support import doubled
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
@@ -38,6 +39,16 @@ def computed(wrap: Callable[[nn.Module], nn.Module], dims: int = 2) -> tuple[nn.
 def multilayer() -> nn.Module:
     layers = (nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
     return nn.Sequential(*layers).double()
+
+
+def transformer() -> nn.Module:
+    """Heads, head dims and neurons between two projections."""
+    layer = nn.TransformerEncoderLayer(8, 4, 16, batch_first=True)
+    return doubled(nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 2)))
+
+
+def tokens(model: Callable[[], nn.Module]) -> Tensor:
+    return torch.randn(2, 4).double() if model is multilayer else torch.randn(2, 5, 4).double()
 
 
 def cut_lawfully(model: nn.Module, x: Any, *, exact: bool = True) -> nn.Module:
@@ -109,6 +120,49 @@ def test_weight_standardisation_is_exact_where_nothing_standardised_reads() -> N
     cut_lawfully(model, x, exact=False)
 
 
+class Computed(nn.Conv2d):
+    """Its weight is bounded; no statistic is taken."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.tanh(), self.bias, padding=self.padding, groups=self.groups)
+
+
+class ComputedTransposed(nn.ConvTranspose2d):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.tanh()
+        return F.conv_transpose2d(x, weight, self.bias, padding=self.padding, groups=self.groups)
+
+
+class GroupedStandardised(Standardised):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.flatten(1)[None]  # as timm does: a batch normalisation of the weight
+        weight = F.batch_norm(weight, None, None, training=True, eps=1e-6).view_as(self.weight)
+        return F.conv2d(x, weight, self.bias, padding=self.padding, groups=self.groups)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "exact"),
+    [
+        (Computed, True),
+        (ComputedTransposed, True),
+        (GroupedStandardised, False),
+        (lambda *a, **k: parametrizations.weight_norm(nn.Conv2d(*a, **k)), True),
+        (lambda *a, **k: parametrizations.spectral_norm(nn.Conv2d(*a, **k)), False),
+    ],
+)
+def test_grouped_convolutions_with_computed_kernels_are_cut(wrap: Any, exact: bool) -> None:
+    """The same index from every group where groups share an axis; as many from each elsewhere."""
+    model, x = computed(lambda layer: layer)
+    model.insert(2, doubled(wrap(8, 12, 3, padding=1, groups=2)))
+    model[3] = nn.Conv2d(12, 6, 3, padding=1).double()
+    del model[4]
+    graph = sc.trace(model, x)
+    sizes = {group.size for group in graph}
+    assert {4, 12} <= sizes or {8, 6} <= sizes
+    assert all(group.exact for group in graph) == exact
+    cut_lawfully(model, x, exact=exact)
+
+
 @dataclasses.dataclass(frozen=True)
 class Output:
     logits: Tensor
@@ -144,26 +198,32 @@ def test_dataclasses_go_in_and_come_out() -> None:
     assert len(scores["a"]) == 8
 
 
-def test_a_compiled_model_runs_as_written_and_is_cut() -> None:
-    model, x = multilayer(), torch.randn(2, 4).double()
+@pytest.mark.parametrize("make", [multilayer, transformer])
+def test_a_compiled_model_runs_as_written_and_is_cut(make: Callable[[], nn.Module]) -> None:
+    model, x = make(), tokens(make)
     reference = sc.trace(model, x)
     compiled = torch.compile(model, backend="eager")
     graph = sc.trace(compiled, x)
     assert [group.size for group in graph] == [group.size for group in reference]
-    small = sc.apply(compiled, graph.plan({"_orig_mod.0": [1, 2]}))
-    assert torch.equal(small._orig_mod(x), sc.apply(model, reference.plan({"0": [1, 2]}))(x))
+    for seed in range(2):
+        small = sc.apply(compiled, graph.random_plan(0.4, seed))
+        wanted = sc.apply(model, reference.random_plan(0.4, seed))
+        assert torch.equal(small._orig_mod(x), wanted(x))
 
 
-def test_a_data_parallel_model_is_cut_and_trains(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [multilayer, transformer])
+def test_a_data_parallel_model_is_cut_and_trains(
+    tmp_path: Path, make: Callable[[], nn.Module]
+) -> None:
     distributed = torch.distributed
     distributed.init_process_group("gloo", f"file://{tmp_path / 'ranks'}", rank=0, world_size=1)
     try:
-        x = torch.randn(2, 4).double()
+        x = tokens(make)
         for model in (
-            nn.parallel.DistributedDataParallel(multilayer()),
-            nn.DataParallel(multilayer()),
+            nn.parallel.DistributedDataParallel(make()),
+            nn.DataParallel(make()),
         ):
-            small = cut_lawfully(model, x)
+            small = cut_lawfully(model, x).train()
             small(x).sum().backward()
             assert all(p.grad is not None for p in small.parameters())
         wrapped = nn.parallel.DistributedDataParallel(multilayer())
@@ -192,6 +252,20 @@ def test_frozen_parameters_are_cut_and_stay_frozen() -> None:
         "0.bias",
     }
     assert len(small[0].weight) < 8
+
+
+def test_a_transformer_in_bfloat16_with_frozen_parameters_is_cut() -> None:
+    model, x = transformer().bfloat16(), tokens(transformer).bfloat16()
+    model[1].self_attn.requires_grad_(requires_grad=False)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    graph = sc.trace(model, x)
+    assert {"head", "head-dim", "neuron"} <= {group.kind for group in graph}
+    plan = graph.random_plan(0.4)
+    small = sc.apply(model, plan)
+    assert sc.verify(model, small, plan, x, graph=graph).holds
+    assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
+    assert {name for name, p in small.named_parameters() if not p.requires_grad} == frozen
+    assert small[1].self_attn.in_proj_weight.numel() < model[1].self_attn.in_proj_weight.numel()
 
 
 def test_a_parameter_made_by_a_function_is_cut() -> None:

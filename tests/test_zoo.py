@@ -112,6 +112,7 @@ PEER = {"name": "plain.se", "part": "theirs", "seconds": 1.0, "left": 0.5, "shap
     [
         ({}, "mended (2)", True),
         ({"mended": 0}, "in place", True),
+        ({"mended": 0, "replay": True}, "replay", True),
         ({"gone": 0}, "nothing offered", False),
         ({"law": 1e-6}, "mended (2)", False),
         ({"dtype": "float32"}, "mended (2)", False),

@@ -13,6 +13,7 @@ from .oracle_result import Oracle
 from .plan import Plan
 from .scores import Scores
 from .sparse.masks import Masks
+from .surgery.replay import Replayed
 from .verbs import (
     apply,
     bake,
@@ -57,6 +58,7 @@ __all__ = [
     "Plan",
     "Proof",
     "PruneResult",
+    "Replayed",
     "Scores",
     "SparsifyResult",
     "apply",

@@ -19,14 +19,16 @@ from torch.utils import _pytree as pytree
 
 from .errors import LawError, TraceError
 from .groups import Graph, Selection
-from .mendable import settle
+from .mendable import give_up, settle
 from .plan import Plan
 from .reach import unreached
+from .surgery.replay import Replayed
 from .trace.analyse import Read, analyse
 from .trace.labels import Axis
 from .trace.program import Instead, Intercept, Node, Ref
 from .trace.record import as_call, evaluating, input_tensors, model_tensors
 from .trace.sizes import resized_args
+from .unseen import unseen
 
 # The largest relative error that rounding explains, by the precision of the output.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -43,6 +45,7 @@ class Proof:
         max_relative_error: the same over the largest absolute value of the reference.
         tolerance: the relative error that rounding explains at this precision: 1e-9 in float64,
             1e-3 in float32, more below.
+        replay: whether the cut model is a static program.
 
     >>> proof = Proof(exact=True, max_error=4e-16, max_relative_error=2e-16, tolerance=1e-9)
     >>> proof.holds
@@ -53,6 +56,7 @@ class Proof:
     max_error: float
     max_relative_error: float
     tolerance: float
+    replay: bool = False
 
     @property
     def holds(self) -> bool:
@@ -74,13 +78,14 @@ class Proof:
     def __str__(self) -> str:
         verdict = "holds" if self.holds else "is BROKEN"
         how = "exact" if self.exact else "statistics retaken over the units that stay"
+        how += ", served by replay" if self.replay else ""
         return (
             f"the law of the cut {verdict} ({how}): largest deviation {self.max_error:.2e}, "
             f"relative {self.max_relative_error:.2e}, tolerance {self.tolerance:.0e}"
         )
 
 
-def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
+def trace(model: nn.Module, example_inputs: Any = None, *, replay: bool = False) -> Graph:
     """Run the model once and find what can be cut from it.
 
     Args:
@@ -88,12 +93,16 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
             A Keras model takes them as Keras does, and where it knows the shape of its inputs,
             they can be left out of this and of all that follows.
+        replay: offer what can be cut, though the model's own code could not run it and cannot be
+            mended. `apply` then gives a static program (`Replayed`) for plans that take of it. It
+            is not to be had where the code looks at values.
 
     Returns:
         The graph, with its program, its groups, and the axes that are frozen, with reasons.
 
     Raises:
-        TraceError: the model does not run on these inputs, or returns no tensor.
+        TraceError: the model does not run on these inputs, returns no tensor, or is a static
+            program already.
 
     It runs in eval mode, on tensors that have shapes and no values; where the code looks at a
     value, it runs once more for real.
@@ -105,10 +114,23 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
     """
     if not isinstance(model, nn.Module):
         raise TraceError(f"a torch.nn.Module is expected first, not {type(model).__name__}")
+    if any(isinstance(module, Replayed) for module in model.modules()):
+        raise TraceError(
+            f"{type(model).__name__} is, or holds, a static program, in which nothing more can be "
+            "cut; trace the model that it was made from, and choose all units in one plan"
+        )
     with no_collection():
-        graph = Graph(analyse(model, example_inputs))
-        settle(graph)
-        graph.give_up(unreached(graph))
+        graph = grouped(model, example_inputs, replay=replay)
+        give_up(graph, unseen(graph, model, example_inputs))
+    return graph
+
+
+def grouped(model: nn.Module, example_inputs: Any, *, replay: bool) -> Graph:
+    """The same, whatever numbers the code may compute from sizes."""
+    graph = Graph(analyse(model, example_inputs))
+    graph.replay = replay and not graph.program.looks
+    settle(graph)
+    graph.give_up(unreached(graph))
     return graph
 
 
@@ -290,7 +312,7 @@ def verify(
     """
     plan.check(model)
     if graph is None:
-        graph = trace(model, example_inputs)
+        graph = trace(model, example_inputs, replay=plan.replay)
     reference = gated_output(graph, model, plan, example_inputs)
     args, kwargs = as_call(example_inputs)
     try:
@@ -298,17 +320,17 @@ def verify(
             result = small(*args, **kwargs)
     except Exception as error:
         raise LawError(f"the cut model does not run: {type(error).__name__}: {error}") from error
-    return _compare(plan.exact, reference, result)
+    return _compare(plan, reference, result)
 
 
-def _compare(exact: bool, reference: Any, result: Any) -> Proof:
+def _compare(plan: Plan, reference: Any, result: Any) -> Proof:
     wanted, given = tensors_of(reference), tensors_of(result)
     if [tuple(t.shape) for t in wanted] != [tuple(t.shape) for t in given]:
         raise LawError("the cut model returns tensors of other shapes than the original")
     if any(tensor.is_meta for tensor in (*wanted, *given)):
         raise LawError("on the meta device there are no values to compare; verify a real model")
     tolerance = min(TOLERANCE.get(t.dtype, 1e-3) for t in wanted)
-    return Proof(exact, *deviation(wanted, given), tolerance)
+    return Proof(plan.exact, *deviation(wanted, given), tolerance, plan.replay)
 
 
 def tensors_of(tree: Any) -> list[torch.Tensor]:

@@ -20,13 +20,14 @@ from .surgery.fold import Computed, Folder, computed_factors
 from .surgery.mend import demands, rescale, sized_nodes, solve
 from .trace.labels import Ints, leaves
 from .trace.program import Node
+from .trace.static import unmended
 from .trace.tagged import Attribute, Size, Source, TaggedInt, leaves_of
 
 Rates: TypeAlias = dict[str, dict[Attribute, Fraction]]  # how much a unit of a group takes off
 
 
 def settle(graph: Graph) -> None:
-    """Join the groups that can only be cut together, and give up those that cannot be at all."""
+    """Join the groups that can only be cut together; give up, or mark, what cannot be mended."""
     trial = _Trial(graph)
     failed = trial.failures(graph.groups)
     joins = [blocks for team in _teams(trial.rates(failed)) if (blocks := _blocks(graph, team))]
@@ -36,7 +37,16 @@ def settle(graph: Graph) -> None:
         again = trial.failures(graph[next(iter(parts))] for parts in joins)
         alone = {name for parts in joins for name in parts}
         failed = {name: why for name, why in failed.items() if name not in alone} | again
-    graph.give_up(failed)
+    give_up(graph, failed)
+
+
+def give_up(graph: Graph, reasons: Mapping[str, str]) -> None:
+    """Freeze groups that cannot be mended; or mark them, where they are served by replay."""
+    if graph.replay:
+        for name, why in reasons.items():
+            graph[name].replayed = why
+    else:
+        graph.give_up({name: unmended(graph.program, why) for name, why in reasons.items()})
 
 
 class _Trial:
@@ -62,11 +72,11 @@ class _Trial:
     def failures(self, groups: Iterable[Group]) -> dict[str, str]:
         """The groups that cannot be cut by themselves, and why."""
         groups = list(groups)
-        stating = self._stating()
+        stating, computing = self._stating(), self._computing()
         out = {}
         for group in groups:
             nodes = stating.get(group.name, [])
-            computed = self._computed(group)
+            computed = computing[group.name]
             for units in _trials(group) if nodes or computed else ():
                 try:
                     selection = Selection(self.graph, units)
@@ -111,14 +121,14 @@ class _Trial:
         parts = {leaf for v in values if v in axes for axis in axes[v] for leaf in leaves(axis)}
         return {self.graph.groups[n].name for leaf in parts for n in self.graph.groups_of(leaf)}
 
-    def _computed(self, group: Group) -> list[Computed]:
-        """The computed numbers that may change with a group."""
-        out = []
+    def _computing(self) -> dict[str, list[Computed]]:
+        """Group -> the computed numbers that may change with it."""
+        out: dict[str, list[Computed]] = {group.name: [] for group in self.graph}
         for computed in self.computed:
             found = list(leaves_of(computed.source))
             sizes = [leaf.value for leaf in found if isinstance(leaf, Size)]
-            if len(sizes) < len(found) or group.name in self._touched(sizes):
-                out.append(computed)
+            for name in self._touched(sizes) if len(sizes) == len(found) else out:
+                out[name].append(computed)
         return out
 
 

@@ -20,9 +20,10 @@ from .errors import FileError, MendError, PlanError
 from .slices import Slices, complement
 from .surgery.configure import configure
 from .surgery.fold import Scale
-from .surgery.mend import Literal, mend
+from .surgery.mend import Axes, Literal, Mended, mend
 from .surgery.restate import Restated
 from .surgery.views import View
+from .trace import static
 from .trace.labels import Axis
 from .trace.record import modules_of, tensor_of
 
@@ -54,6 +55,7 @@ class Plan:
             code computes from a size, such as the 1/√d of attention.
         views: views in a module's code that find one of their sizes themselves in that module.
         restated: sizes given to single calls in a module's code, which computes others.
+        replay: the model cannot be mended for this cut; `apply` gives a static program.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
@@ -73,6 +75,7 @@ class Plan:
     scales: tuple[Scale, ...] = ()
     restated: tuple[Restated, ...] = ()
     views: tuple[View, ...] = ()
+    replay: bool = False
 
     def __len__(self) -> int:
         """How many units go."""
@@ -122,7 +125,8 @@ class Plan:
         """This plan followed by one made for its result, as one plan for the original model.
 
         Raises:
-            PlanError: the other plan was not made for what this one gives.
+            PlanError: the other plan was not made for what this one gives, or one of them is served
+                by replay.
 
         >>> import torch, secateurs as sc
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
@@ -131,6 +135,10 @@ class Plan:
         >>> first.then(second).groups
         {'0': [0, 1, 2]}
         """
+        if self.replay or other.replay:
+            raise PlanError(
+                "a plan that is served by replay stands alone: choose the units of both in one plan"
+            )
         groups = {name: list(indices) for name, indices in self.groups.items()}
         sizes = {**other.sizes, **self.sizes}
         for name, indices in other.groups.items():
@@ -202,6 +210,7 @@ class Plan:
             **({"scales": [s.to_list() for s in self.scales]} if self.scales else {}),
             **({"restated": [r.to_list() for r in self.restated]} if self.restated else {}),
             **({"views": [v.to_list() for v in self.views]} if self.views else {}),
+            **({"replay": True} if self.replay else {}),
         }
 
     @classmethod
@@ -227,6 +236,7 @@ class Plan:
             tuple(Scale(*item) for item in parsed.scales),
             tuple(Restated(*item) for item in parsed.restated),
             tuple(View(*item) for item in parsed.views),
+            parsed.replay,
         )
         plan._check_indices()
         return plan
@@ -247,11 +257,11 @@ class Plan:
             size = own.shape[scale.dim] if own and scale.dim < len(own.shape) else -1
             if not all(0 <= i < size for i in scale.indices):
                 raise FileError(f"the plan is malformed: bad rows to scale of {scale.tensor!r}")
-        longest = max((s.axis(d)[0] for s in self.tensors.values() for d in s.removed), default=0)
+        most = sum(s.axis(d)[0] for s in self.tensors.values() for d in s.removed)  # units of all
         for name, indices in self.groups.items():
             size = self.sizes.get(name, -1)
-            if size > longest:
-                raise FileError(f"the plan is malformed: no axis holds {size} units of {name!r}")
+            if size > most:
+                raise FileError(f"the plan is malformed: no axes hold {size} units of {name!r}")
             if len(set(indices)) != len(indices) or not all(0 <= i < size for i in indices):
                 raise FileError(f"the plan is malformed: bad units for group {name!r}")
         if bool(self.groups) != bool(self.tensors):
@@ -325,23 +335,49 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
         _check_units(graph[name], indices)
     selection = graph.select(chosen)
     _check_axes(graph, selection)
-    slices = _slices(graph, selection)
+    slices = slices_of(graph, selection)
     shapes = {(name, dim): own.axis(dim) for name, own in slices.items() for dim in own.removed}
-    mended = (configure if graph.rebuilt else mend)(graph.analysis, selection, shapes)
+    sizes = {name: graph[name].size for name in chosen}
+    exact = all(graph[name].exact for name in chosen)
+    try:
+        mended = _mended(graph, selection, chosen, shapes)
+    except MendError as error:
+        if not graph.replay:
+            raise MendError(static.unmended(graph.program, str(error))) from error
+        _check_replay(graph, selection, slices)
+        return Plan(chosen, sizes, slices, exact=exact, replay=True)
     for scale in mended.scales:
         whole = Slices(graph.program.parameters[scale.tensor], {})
         slices.setdefault(scale.tensor, whole)
     return Plan(
         chosen,
-        {name: graph[name].size for name in chosen},
+        sizes,
         slices,
         {str(attribute): pair for attribute, pair in mended.attributes.items()},
         tuple(mended.literals),
-        all(graph[name].exact for name in chosen),
+        exact,
         tuple(mended.scales),
         tuple(mended.restated),
         tuple(mended.views),
     )
+
+
+def _mended(graph: Graph, selection: Selection, names: Iterable[str], axes: Axes) -> Mended:
+    """What else changes in the model; MendError where the trace found that nothing will do."""
+    for name in names:
+        if why := graph[name].replayed:
+            raise MendError(why)
+    return (configure if graph.rebuilt else mend)(graph.analysis, selection, axes)
+
+
+def _check_replay(graph: Graph, selection: Selection, slices: Mapping[str, Slices]) -> None:
+    """Refuse a cut that the recorded program cannot serve either."""
+    program = graph.program
+    shapes = {
+        name: slices[name].new_shape if name in slices else program.values[ident].shape
+        for name, ident in program.tensors.items()
+    }
+    static.check(graph.analysis, selection, static.shrunk(graph.analysis, selection), shapes)
 
 
 def _as_indices(group: Group, indices: Iterable[int]) -> list[int]:
@@ -380,12 +416,10 @@ def _check_units(group: Group, indices: list[int]) -> None:
             f"multiples of {group.multiple} only"
         )
     if group.balance is not None:
-        counts = {
-            int(block): int(np.isin(members, indices).sum())
-            for block, members in enumerate(group.blocks())
-        }
-        if len(set(counts.values())) > 1:
-            low, high = min(counts.values()), max(counts.values())
+        _, block = np.unique(group.balance, return_inverse=True)
+        counts = np.bincount(block[indices], minlength=block.max() + 1)
+        low, high = counts.min(), counts.max()
+        if low < high:
             raise PlanError(
                 f"group {group.name!r} is balanced: its {len(counts)} blocks must lose equally "
                 f"many units, but lose between {low} and {high}; see graph[{group.name!r}].balance"
@@ -404,6 +438,14 @@ def _check_axes(graph: Graph, selection: Selection) -> None:
     for axis, least, reason in graph.analysis.labels.least:
         if (left := selection.size(axis)) < least:
             raise PlanError(f"the plan would leave {left} units where {reason} needs {least}")
+    axes = graph.analysis.axes
+    for pair in graph.program.apart:
+        sizes = {selection.size(axes[value][-1]) for value in pair if value in axes}
+        if len(sizes) == 1:
+            raise PlanError(
+                f"the plan would leave {sizes.pop()} units of a state and of what it is projected "
+                "to, and PyTorch would take the projection for none; leave fewer of these"
+            )
     for labels, reason in graph.analysis.labels.balanced:
         lost = selection.gone(labels).sum(axis=1)
         if (lost != lost[0]).any():
@@ -412,7 +454,8 @@ def _check_axes(graph: Graph, selection: Selection) -> None:
             )
 
 
-def _slices(graph: Graph, selection: Selection) -> dict[str, Slices]:
+def slices_of(graph: Graph, selection: Selection) -> dict[str, Slices]:
+    """What every tensor loses with these units."""
     values, tensors = graph.program.values, graph.program.tensors
     lists: dict[tuple[int, Axis], list[list[int]]] = {}  # most axes are shared by several tensors
     removed: dict[str, dict[int, list[list[int]]]] = {}

@@ -36,11 +36,12 @@ class PlanSchema(BaseModel):
     sizes: dict[str, Size]
     exact: bool
     tensors: dict[str, SlicesSchema]
-    attributes: dict[AttributeName, tuple[Size, Size]]
+    attributes: dict[AttributeName, tuple[Size, Index]]  # a bound may become 0
     literals: list[tuple[str, str, int, int]]
     scales: list[tuple[str, Index, list[Index], Factor]] = []
     views: list[tuple[str, str, str, Index, str]] = []
     restated: list[tuple[str, str, Size, Index, int]] = []
+    replay: bool = False
 
 
 def parse(data: Any) -> PlanSchema:

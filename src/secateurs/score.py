@@ -133,7 +133,10 @@ def _unseen(graph: Graph, criterion: Criterion, places: dict[str, str]) -> dict[
     out: dict[str, str] = {}
     if LOSS & criterion.needs:
         gated = {family.group for _, own in gated_reads(graph) for family in own}
-        why = "its units are read in products of weights alone, so that no example has a gate"
+        why = (
+            "its units are read in products of weights alone, or by statistics alone, so that no "
+            "example has a gate"
+        )
         out |= {group.name: why for group in graph.groups if group.name not in gated}
     if "activation" in criterion.needs:
         why = "its units are seen together at no one place, so that it has no activation"

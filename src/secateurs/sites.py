@@ -231,8 +231,8 @@ class _Search:
         self.readers: dict[str, list[Read]] = {}
         self._seen: dict[int, dict[str, Family | None]] = {}
         for read in graph.analysis.reads:
-            for name in self._families(read.value):
-                self.readers.setdefault(name, []).append(read)
+            for family in families(graph, read.value, read.dim):
+                self.readers.setdefault(family.group, []).append(read)
 
     def _families(self, value: int) -> dict[str, Family | None]:
         """Group -> its units in a value, None if they are there in several ways or not whole."""

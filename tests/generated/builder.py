@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from hypothesis import strategies as st
 
-from .network import Network
+from .network import Module, Network
 
 T = TypeVar("T")
 
@@ -44,11 +44,19 @@ class Value:
 
 
 class Builder:
-    """A network in the making; every choice in it is one of Hypothesis."""
+    """A network in the making; every choice in it is one of Hypothesis.
+
+    Attributes:
+        steps: how many more there may be.
+        init, forward: lines of the module's two methods.
+        inputs: name of each argument -> the expression that makes it.
+        blocks: the classes of modules inside it.
+    """
 
     def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any], steps: int):
         self._draw = draw
         self.steps = steps
+        self.blocks: list[Module] = []
         self.init: list[str] = []
         self.forward: list[str] = []
         self.inputs: list[tuple[str, str]] = []
@@ -111,6 +119,24 @@ class Builder:
         self.inputs.append((name, made))
         return Value(name, kind, shape)
 
+    def block(self, x: Value, make: Step) -> tuple[Callable[[Value], str], Value]:
+        """A module of a class of its own, whose forward does these steps.
+
+        Returns:
+            The expression that calls it with a value, and what it gives.
+        """
+        inner = Builder(self._draw, self.steps)
+        inner._names, inner.blocks = self._names, self.blocks
+        own = Value(inner.name("x"), x.kind, x.shape)
+        y = make(inner, own)
+        self.steps, self._names = inner.steps, inner._names
+        kind, more = self.name("Block"), tuple(name for name, _ in inner.inputs)
+        forward = (*inner.forward, f"return {y}")
+        self.blocks.append(Module(kind, tuple(inner.init), forward, (own.name, *more)))
+        self.inputs += inner.inputs
+        layer = self.keep("block", f"{kind}()")
+        return (lambda given: f"{layer}({', '.join((str(given), *more))})"), y
+
     # ------------------------------------------------------------------ sizes
     def width(self) -> int:
         """Of a new layer."""
@@ -129,7 +155,9 @@ class Builder:
         if len(outputs) == 1 and not plain:
             form = self.pick(form, f"[{form}]", f"{{'out': {form}}}")
         lines = (*self.forward, f"return {form}")
-        return Network(tuple(self.init), lines, tuple(self.inputs))
+        names = tuple(name for name, _ in self.inputs)
+        whole = Module("Net", tuple(self.init), lines, names)
+        return Network((*self.blocks, whole), tuple(self.inputs))
 
 
 Step: TypeAlias = Callable[[Builder, Value], Value]

@@ -11,38 +11,51 @@ import torch.nn.functional as F
 from tests.support import doubled
 from torch import Tensor, nn
 
-_HEAD = """class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-"""
+_NORMS = ("F.normalize", "weight_norm", "spectral_norm", "torch.sum")
 
 
 @dataclass(frozen=True)
-class Network:
-    """What is in a module's two methods, and how its inputs are made.
+class Module:
+    """A class of modules: the lines of its two methods, and the arguments of `forward`."""
 
-    Attributes:
-        init: lines of `__init__`.
-        forward: lines of `forward`, the last of which returns.
-        inputs: name of each argument -> the expression that makes it.
-    """
-
+    name: str
     init: tuple[str, ...]
     forward: tuple[str, ...]
-    inputs: tuple[tuple[str, str], ...]
+    arguments: tuple[str, ...]
 
     @property
     def code(self) -> str:
         """The source of the class."""
-        body = "".join(f"        {line}\n" for line in self.init)
-        arguments = ", ".join(f"{name}: Tensor" for name, _ in self.inputs)
+        made = "".join(f"        {line}\n" for line in ("super().__init__()", *self.init))
         run = "".join(f"        {line}\n" for line in self.forward)
-        return f"{_HEAD}{body}\n    def forward(self, {arguments}) -> Any:\n{run}"
+        arguments = ", ".join(f"{name}: Tensor" for name in self.arguments)
+        return (
+            f"class {self.name}(nn.Module):\n    def __init__(self) -> None:\n{made}\n"
+            f"    def forward(self, {arguments}) -> Any:\n{run}"
+        )
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is in a module, and how its inputs are made.
+
+    Attributes:
+        modules: its classes, that of the whole last.
+        inputs: name of each argument -> the expression that makes it.
+    """
+
+    modules: tuple[Module, ...]
+    inputs: tuple[tuple[str, str], ...]
+
+    @property
+    def code(self) -> str:
+        """The source of its classes."""
+        return "\n\n".join(module.code for module in self.modules)
 
     @property
     def by_weights(self) -> bool:
-        """Whether units are read by weights alone: a norm reads what it divides by."""
-        return "F.normalize" not in self.code
+        """Whether units are read by weights alone: a norm reads what it divides by, a sum all."""
+        return not any(name in self.code for name in _NORMS)
 
     def __repr__(self) -> str:
         return f"\n{self.code}\n\nINPUTS = ({''.join(f'{made}, ' for _, made in self.inputs)})\n"

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from . import images, tokens, vectors
+from . import heads, images, parts, states, tokens, vectors, weights  # noqa: F401 - steps
 from .builder import Builder, Value, steps
 from .network import Network
 
@@ -38,8 +38,7 @@ def vector(b: Builder) -> Value:
 
 def mapped(b: Builder, x: Value) -> Value:
     """One layer that reads the input, so that there is something to cut."""
-    room = {"image": images, "tokens": tokens, "vector": vectors}[x.kind]
-    return room.projected(b, x, b.width())
+    return weights.ROOMS[x.kind].projected(b, x, b.width())
 
 
 def as_vector(b: Builder, x: Value) -> Value:

@@ -1,4 +1,4 @@
-"""Steps from vectors, and recurrences: cells in loops, and PyTorch's recurrent layers."""
+"""Steps from vectors: layers, norms, products, mixtures."""
 
 from __future__ import annotations
 
@@ -76,49 +76,6 @@ def mixture(b: Builder, x: Value) -> Value:
     experts = [projected(b, x, x.width) for _ in range(2)]
     gate = b.value(f"F.softmax({projected(b, x, 2)}, -1)", "vector", 2)
     return b.like(x, " + ".join(f"{gate}[:, {i}:{i + 1}] * {e}" for i, e in enumerate(experts)))
-
-
-# ---------------------------------------------------------------------- recurrences
-@ingredient("vector")
-def iterated(b: Builder, x: Value) -> Value:
-    """A cell in a loop over the same input, twice at least: PyTorch checks sizes before."""
-    hidden = b.width()
-    cell = b.layer(b.pick("RNNCell", "GRUCell"), x.width, hidden)
-    h = b.value(f"{x}.new_zeros({x}.shape[0], {b.said(hidden)})", "vector", hidden)
-    b.lines(f"for _ in range({b.pick(2, 3)}):", f"    {h} = {cell}({x}, {h})")
-    return h
-
-
-@ingredient("tokens", still=False)
-def looped(b: Builder, x: Value) -> Value:
-    """A cell written out, in a loop over time."""
-    hidden = b.width()
-    enter = b.layer("Linear", x.width, hidden)
-    again = b.layer("Linear", hidden, hidden, f"bias={b.coin()}")
-    h = b.value(f"torch.tanh({enter}({x}[:, 0]))", "vector", hidden)
-    b.lines(f"for t in range(1, {x.shape[0]}):",
-            f"    {h} = torch.tanh({enter}({x}[:, t]) + {again}({h}))")  # fmt: skip
-    return h
-
-
-@ingredient("tokens", still=False)
-def cells(b: Builder, x: Value) -> Value:
-    """LSTM cells in a loop over time."""
-    hidden = b.pick(3, 2, 4)
-    cell = b.layer("LSTMCell", x.width, hidden)
-    h = b.value(f"{x}.new_zeros({x}.shape[0], {b.said(hidden)})", "vector", hidden)
-    b.lines(f"c = torch.zeros_like({h})", f"for t in range({x.shape[0]}):",
-            f"    {h}, c = {cell}({x}[:, t], ({h}, c))")  # fmt: skip
-    return h
-
-
-@ingredient("tokens")
-def recurrent(b: Builder, x: Value) -> Value:
-    """PyTorch's recurrent layers."""
-    hidden, both, layers = b.pick(3, 2, 4), b.coin(), b.pick(1, 2)
-    layer = b.layer(b.pick("GRU", "LSTM", "RNN"), x.width, hidden, "batch_first=True",
-                    f"num_layers={layers}", f"bidirectional={both}")  # fmt: skip
-    return b.value(f"{layer}({x})[0]", "tokens", x.shape[0], hidden * (1 + both))
 
 
 # ---------------------------------------------------------------------- other shapes

@@ -183,7 +183,7 @@ class _Run(Run[Options, Checkpoint, PruneResult]):
         """One step: score, remove, update, evaluate, write down."""
         started = time.perf_counter()
         seed_everything(self.options.seed, 2, self.step)
-        mend_config(self.model, self.plan.changed_sizes(), self.plan.attributes)
+        mend_config(self.model, self.plan)
         inputs = self.trainer.to_device(self.example_inputs)
         graph = trace(self.model, inputs)
         self.cost = cost = self._cost(graph)

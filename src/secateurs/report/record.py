@@ -107,6 +107,7 @@ class Deviation(Part):
     max_error: float
     max_relative_error: float
     tolerance: float
+    replay: bool = False
 
     @property
     def holds(self) -> bool:

@@ -18,6 +18,7 @@ from ..trace.stand_in import adopt
 from .config import mend_config
 from .fold import Scale
 from .mend import Literal
+from .replay import check_served, serve
 from .restate import install
 from .views import View, mended_method, with_code, with_numbers
 
@@ -33,7 +34,7 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
         inplace: cut the model itself (its parameters stay the same objects) instead of a copy.
 
     Returns:
-        The smaller model.
+        The smaller model; a `Replayed` one if the plan is served by replay.
 
     Raises:
         PlanError: the plan does not fit the model; nothing was changed.
@@ -51,7 +52,7 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
     )
     """
     model = cut(model, plan, inplace=inplace)
-    mend_config(model, plan.changed_sizes(), plan.attributes)
+    mend_config(model, plan)
     return model
 
 
@@ -61,6 +62,8 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
     To find out what that must say takes time: who cuts many times does it once, at the end.
     """
     modules = modules_of(model)
+    if plan.replay:
+        check_served(model)
     if inplace and any(
         isinstance(m, nn.parallel.DistributedDataParallel) for m in modules.values()
     ):
@@ -99,7 +102,10 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
     _rewrite(modules, plan.literals)
     for restated in plan.restated:
         install(modules[restated.module], restated)
-    adopt(modules, {name.rpartition(".")[0] for name in plan.tensors})
+    if plan.replay:
+        serve(model, plan)
+    else:
+        adopt(modules, {name.rpartition(".")[0] for name in plan.tensors})
     return model
 
 

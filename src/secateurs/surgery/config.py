@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from ..plan import Plan
 from ..trace.record import model_tensors, modules_of, own_attributes
 
 Field: TypeAlias = tuple[str | int, ...]  # ('vision_config', 'num_heads', 0)
@@ -29,31 +30,44 @@ _FAR = (1 << 30, 0)
 _BUILDS = 100  # models built at most in search of a configuration
 
 
-def mend_config(model: nn.Module, sizes: Sizes, changed: Iterable[str]) -> None:
+def mend_config(model: nn.Module, plan: Plan) -> None:
     """Give a cut model a configuration that says what it is; nothing if it has none.
 
     Args:
         model: the cut model; its configuration is replaced, not changed.
-        sizes: (before, after) of every axis and attribute that the cut changed.
-        changed: 'module.attribute' of every attribute that the cut changed.
+        plan: what was cut.
 
     Warns:
         UserWarning: no configuration describes the model; it is left as it was.
     """
-    config = model.__dict__.get("config")
+    config, sizes = model.__dict__.get("config"), plan.changed_sizes()
     if not sizes or not _is_config(config) or not callable(getattr(model, "save_pretrained", None)):
         return
-    found = _Search(model, config, frozenset(changed)).best(_candidates(model, config, sizes))
-    if found is None:
+    search = _Search(model, config, frozenset(plan.attributes))
+    found = None if plan.replay else search.best(_candidates(model, config, sizes))
+    anew = [*search.numbers(), *_unsaved(model, plan)]
+    if found is None or anew:
+        more = f" and {len(anew) - 2} more" if len(anew) > 2 else ""
+        why = (
+            f"a model built from it would compute {', '.join(anew[:2])}{more} anew, for other sizes"
+            if anew
+            else "its widths differ between layers, no field stands for them, it refuses them, or "
+            "the cut is served by replay"
+        )
         warnings.warn(
-            f"the config of {type(model).__name__} cannot say what was cut: its widths differ "
-            "between layers, no field stands for them, or it refuses them; from_pretrained would "
-            "not take what save_pretrained writes, so keep the model with secateurs.save, whose "
-            "plan.json makes the cut again on the original",
+            f"the config of {type(model).__name__} cannot say what was cut: {why}; from_pretrained "
+            "would not take what save_pretrained writes, or make another function of it, so keep "
+            "the model with secateurs.save, whose plan.json makes the cut again on the original",
             stacklevel=3,
         )
     elif found:
         _replace(model, found)
+
+
+def _unsaved(model: nn.Module, plan: Plan) -> list[str]:
+    """The buffers that were cut and that no file holds: a model computes them as it is built."""
+    saved = model.state_dict(keep_vars=True)
+    return [name for name in plan.tensors if name not in saved]
 
 
 def _is_config(value: object) -> bool:
@@ -75,13 +89,18 @@ def _fields(value: Any, path: Field = ()) -> Iterator[tuple[Field, int]]:
 
 def _candidates(model: nn.Module, config: Any, sizes: Sizes) -> list[Change]:
     """Fields that hold a size which changed; names that modules read and the config leaves out."""
-    out = [(path, new) for path, old in _fields(config) for was, new in sizes if was == old]
+    found = [(path, new) for path, old in _fields(config) for was, new in sizes if was == old]
+    held: dict[str, set[int]] = {}
     for module in model.modules():
         if module.__dict__.get("config") is not None:
             for name, value in own_attributes(module):
-                if type(value) is int and value > 1 and getattr(config, name, None) is None:
-                    out.append(((name,), value))
-    return list(dict.fromkeys(out))
+                if type(value) is int:
+                    held.setdefault(name, set()).add(value)
+    for name, values in held.items():
+        # a number that differs from layer to layer, such as their index, is no field's
+        if len(values) == 1 and min(values) > 1 and getattr(config, name, None) is None:
+            found.append(((name,), min(values)))
+    return list(dict.fromkeys(found))
 
 
 def _edited(config: Any, changes: Iterable[Change]) -> Any:
@@ -119,6 +138,7 @@ class _Search:
         self.build, self.config = type(model), config
         self.wanted, self.changed = _portrait(model), changed
         self.known: dict[frozenset[Change], tuple[int, int]] = {}
+        self.nearest: tuple[tuple[int, int], list[str]] = (_FAR, [])
 
     def distance(self, changes: frozenset[Change]) -> tuple[int, int]:
         """How many tensors and numbers differ, and how many integers that the cut did not touch."""
@@ -129,18 +149,26 @@ class _Search:
             except Exception:  # noqa: BLE001 - whatever a constructor makes of wrong sizes
                 self.known[changes] = _FAR
             else:
-                names = self.wanted.keys() | found.keys()
+                names = dict.fromkeys([*self.wanted, *found])
                 differ = [n for n in names if self.wanted.get(n) != found.get(n)]
                 loose = sum(
                     type(self.wanted.get(n)) is int and n not in self.changed for n in differ
                 )
                 self.known[changes] = (len(differ) - loose, loose)
+                self.nearest = min(self.nearest, (self.known[changes], differ))
         return self.known[changes]
+
+    def numbers(self) -> list[str]:
+        """What alone is wrong in the nearest model: numbers that it computed when it was built."""
+        differ = [n for n in self.nearest[1] if type(self.wanted.get(n)) is not int]
+        return differ if all(type(self.wanted.get(n)) is float for n in differ) else []
 
     def best(self, candidates: list[Change]) -> frozenset[Change] | None:
         """The changes after which nothing differs, one or two at a time; None if there are none."""
         chosen: frozenset[Change] = frozenset()
         steps = [frozenset(c) for n in (1, 2) for c in combinations(candidates, n)]
+        if self.distance(chosen) == _FAR:
+            return None  # its class takes more than a configuration
         while self.distance(chosen)[0]:
             better = (
                 new

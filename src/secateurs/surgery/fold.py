@@ -19,7 +19,7 @@ from ..trace.analyse import Analysis
 from ..trace.attention import operands
 from ..trace.program import Node, Ref, fill
 from ..trace.rules import is_linear, is_pointwise, op_name
-from ..trace.tagged import Source, TaggedFloat, TaggedInt
+from ..trace.tagged import Source, TaggedFloat, TaggedInt, leaves_of
 
 _MOVES = frozenset(
     "view _unsafe_view reshape _reshape_alias unsqueeze squeeze flatten permute transpose t "
@@ -75,12 +75,13 @@ def computed_factors(analysis: Analysis) -> list[Computed]:
             continue
         name = op_name(node.op)
         if call.name == "scaled_dot_product_attention":
-            if name == "bmm" and call.floats and id(call) not in attended:
+            sized = call.floats and any(leaves_of(call.floats[0].source))
+            if name == "bmm" and sized and id(call) not in attended:
                 attended.add(id(call))
                 out.append(Computed(position, call.floats[0], call.floats[0].source, 1))
         elif name in ("mul", "div"):
             tagged: list[TaggedInt | TaggedFloat] = [
-                *call.floats,
+                *(f for f in call.floats if any(leaves_of(f.source))),
                 *(i for i in call.integers if isinstance(i, TaggedInt)),
             ]
             given = [a for a in node.args[1:2] if isinstance(a, (int, float))]
@@ -250,29 +251,26 @@ class _Region:
         """The indices of a weight that write what of its product lies in the region."""
         chain, name = self._exclusive(held)
         mine, others = self._used(made)
-        if mine & others:
+        if bool((mine & others).any()):
             raise self._refuse(self.program.nodes[self.folder.makers[made]])
         shape = self.program.parameters[name]
         for d, size in enumerate(shape):
             along = torch.arange(size).reshape([-1 if e == d else 1 for e in range(len(shape))])
-            moved = along.expand(shape).contiguous()
+            moved = along.expand(shape)
             for node, out in chain:
                 moved = _moved(node, moved)[out]
-            lines = moved.reshape(-1, moved.shape[-1]).T
-            chosen = torch.tensor(sorted(mine))
-            rest = torch.tensor(sorted(set(range(len(lines))) - mine), dtype=torch.int64)
-            rows, spared = (set(lines[index].flatten().tolist()) for index in (chosen, rest))
-            if not rows & spared:
-                yield Place(name, d, sorted(rows))
+            lines = _distinct(moved, but=moved.dim() - 1).reshape(-1, moved.shape[-1]).T
+            rows, spared = (_marked(lines[chosen], size) for chosen in (mine, ~mine))
+            if not bool((rows & spared).any()):
+                yield Place(name, d, rows.nonzero()[:, 0].tolist())
                 return
         raise self._refuse(self.program.nodes[self.folder.makers[made]])
 
-    def _used(self, value: int) -> tuple[set[int], set[int]]:
-        """Which columns of a product the region reads, and which others do."""
+    def _used(self, value: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which columns of a product the region reads, and which others do, as masks."""
         shape = self.program.values[value].shape
-        mine: set[int] = set()
-        others: set[int] = set()
-        todo = [(value, torch.arange(shape[-1]).expand(shape).contiguous())]
+        mine, others = torch.zeros(2, shape[-1], dtype=torch.bool)
+        todo = [(value, torch.arange(shape[-1]).expand(shape))]
         while todo:
             value, columns = todo.pop()
             for position in self.folder.readers.get(value, ()):
@@ -287,8 +285,23 @@ class _Region:
                     todo.append((out or 0, columns.broadcast_to(shape)))
                 else:
                     used = mine if inside else others
-                    used.update(columns.unique().tolist())
+                    used |= _marked(columns, len(used))
         return mine, others
+
+
+def _distinct(tensor: torch.Tensor, but: int = -1) -> torch.Tensor:
+    """A tensor without its repetitions along dimensions in which it does not move in memory."""
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0 and dim != but:
+            tensor = tensor.narrow(dim, 0, min(1, tensor.shape[dim]))
+    return tensor
+
+
+def _marked(numbers: torch.Tensor, size: int) -> torch.Tensor:
+    """(size,): which numbers there are."""
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[_distinct(numbers).flatten()] = True
+    return mask
 
 
 def _moved(node: Node, tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -8,18 +8,21 @@ code of a module is rewritten for that module alone; anything else is refused.
 
 from __future__ import annotations
 
-import dis
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch.utils import _pytree as pytree
 
 from ..errors import MendError
 from ..trace.analyse import Analysis
 from ..trace.labels import leaves
-from ..trace.program import Call, Node, can_size
+from ..trace.numbers import constants
+from ..trace.program import Call, Node, Ref, can_size
+from ..trace.rules import op_name
 from ..trace.sizes import Cut, stated_sizes, states_sizes
 from ..trace.tagged import Attribute, Size, Source, TaggedInt, evaluate, leaves_of
 from .fold import Computed, Folder, Scale, computed_factors
@@ -28,6 +31,7 @@ from .views import View, view_text
 
 Equation: TypeAlias = tuple[Source, int, Call, int]  # what is given, what is needed, where
 Axes: TypeAlias = Mapping[tuple[str, int], tuple[int, int]]
+Restatements: TypeAlias = dict[tuple[str, str, int, int], Restated]
 
 # Attributes that describe a weight's axes to a reader, as 'weight.attribute', by the role of the
 # axis that they describe.
@@ -43,6 +47,8 @@ _DESCRIBES = {
         r".*\.(num_(features|channels|parameters)|in_channels|out_channels|num_experts)"
     ),
 }
+# Attributes that say how many queries share a key: a kernel that finds this by itself is not told.
+_REPEATS = re.compile(r".*(key_value|kv).*groups|n_rep|.*per_kv")
 
 
 @functools.cache
@@ -112,7 +118,7 @@ def mend(analysis: Analysis, cut: Cut, axes: Axes) -> Mended:
     """
     solved, literals, restated, views = solve(analysis, cut, sized_nodes(analysis))
     before = analysis.program.attributes
-    after = {**_descriptions(analysis, axes, solved), **solved}
+    after = {**_descriptions(analysis, axes, solved), **_repeats(analysis, cut), **solved}
     changed = {a: (before[a], n) for a, n in after.items() if before[a] != n}
     computed = computed_factors(analysis)
     scales = rescale(analysis, cut, solved, computed, Folder(analysis))
@@ -150,12 +156,21 @@ def solve(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Solved:
     """
     equations: list[Equation] = []
     literals: dict[tuple[str, str, int], tuple[Literal, set[int]]] = {}
+    restated: Restatements = {}
     for call, place, old, new in _given_sizes(analysis, cut, nodes):
+        if place is None:
+            raise MendError(
+                f"{call.place} computes the size {old} by itself, and would not make {new} of what "
+                "the cut leaves"
+            )
         given = call.sizes[place]
         if isinstance(given, TaggedInt):
             equations.append((given.source, new, call, place))
         elif old != new:
             literal = _literal(analysis, call, old, new)
+            if literal is None:
+                _restate(restated, call, place, old, new)
+                continue
             entry = literals.setdefault(literal.key, (literal, set()))
             if entry[0] != literal:
                 raise MendError(
@@ -163,10 +178,11 @@ def solve(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Solved:
                     f"place and {new} in another; use two attributes instead of the number"
                 )
             entry[1].add(call.at)
-    after, restated, views = _solve(equations, _Known(analysis, cut))
+    after, views = _solve(equations, _Known(analysis, cut), restated)
     for literal, sites in literals.values():
         _check_literal(analysis, literal, sites)
-    return Solved(after, [literal for literal, _ in literals.values()], restated, views)
+    known = [literal for literal, _ in literals.values()]
+    return Solved(after, known, list(restated.values()), views)
 
 
 def demands(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> dict[Attribute, int]:
@@ -174,7 +190,8 @@ def demands(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> dict[Attribu
     return {
         given.source: new
         for call, place, old, new in _given_sizes(analysis, cut, nodes)
-        if isinstance(given := call.sizes[place], TaggedInt)
+        if place is not None
+        and isinstance(given := call.sizes[place], TaggedInt)
         and isinstance(given.source, Attribute)
         and new < old
     }
@@ -182,22 +199,77 @@ def demands(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> dict[Attribu
 
 def _given_sizes(
     analysis: Analysis, cut: Cut, nodes: Iterable[Node]
-) -> Iterator[tuple[Call, int, int, int]]:
-    """(call, place of the integer given, size before, size after) for every stated size."""
+) -> Iterator[tuple[Call, int | None, int, int]]:
+    """(call, place of the integer given, size before, size after) for every stated size.
+
+    There is no place where a function would compute another size than the cut needs.
+    """
     taken: set[tuple[int, int]] = set()
+    fitting: dict[int, bool | None] = {}
+    missing: dict[int, tuple[Call, int, int]] = {}
+    mended: set[int] = set()
     for node in nodes:
         call = node.call
         stated = list(stated_sizes(analysis, node, cut))
         if call is None or not stated:
             continue
-        given = call.sizes
-        last = node.name.endswith("convolution")  # its groups come after strides and paddings
+        fits = None
+        if call.invocation is not None and any(old != new for old, new in stated):
+            if id(call) not in fitting:
+                fitting[id(call)] = _fits(analysis, call, cut)
+            fits = fitting[id(call)]
+        if fits:
+            continue
         before = [old for old, _ in stated]
         places = _by_position(call, before)
-        places = places or _places(given, before, id(call), taken, last)
+        places = places or _places(call.sizes, before, id(call), taken, _is_last(node, call))
         for (old, new), found in zip(stated, places, strict=True):
+            if fits is False and old != new:
+                missing.setdefault(id(call), (call, old, new))
+                mended.update(id(call) for _ in found)
             for place in found:
                 yield call, place, old, new
+    for call, old, new in (own for key, own in missing.items() if key not in mended):
+        yield call, None, old, new
+
+
+def _fits(analysis: Analysis, call: Call, cut: Cut) -> bool | None:
+    """Whether a function, as it is called, makes what the cut needs of what is left.
+
+    It is called again, on shapes alone; None if it cannot be.
+    """
+    axes, values, known = analysis.axes, analysis.program.values, True
+
+    def left(ref: Ref) -> torch.Tensor | None:
+        nonlocal known
+        if ref.id not in axes:
+            known = False
+            return None
+        shape = [cut.size(axis) for axis in axes[ref.id]]
+        return torch.empty(shape, dtype=values[ref.id].dtype, device="meta")
+
+    given = call.invocation
+    if given is None:
+        return None
+    args, kwargs, wanted = (
+        pytree.tree_map_only(Ref, left, part) for part in (given.args, given.kwargs, given.result)
+    )
+    if not known:
+        return None
+    try:
+        made = given.function(*args, **kwargs)
+    except Exception:  # noqa: BLE001 - whatever it is, it cannot run so
+        return False
+    shapes = [[t.shape for t in pytree.tree_leaves(tree)] for tree in (made, wanted)]
+    return shapes[0] == shapes[1]
+
+
+def _is_last(node: Node, call: Call) -> bool:
+    """Whether what a node states comes last among the integers of its call.
+
+    The groups of a convolution come after strides and paddings, bounds after a dimension.
+    """
+    return node.name.endswith("convolution") or call.name == "narrow"
 
 
 def _by_position(call: Call, stated: list[int]) -> list[list[int]]:
@@ -263,10 +335,9 @@ class _Known(dict[Any, int]):
 
 
 def _solve(
-    equations: list[Equation], known: _Known
-) -> tuple[dict[Attribute, int], list[Restated], list[View]]:
+    equations: list[Equation], known: _Known, restated: Restatements
+) -> tuple[dict[Attribute, int], list[View]]:
     """The attributes' new values that satisfy every equation but those to be stated anew."""
-    restated: dict[tuple[str, str, int, int], Restated] = {}
     views: dict[int, View] = {}
     for source, value, call, _ in equations:
         if isinstance(source, Attribute) and known.setdefault(source, value) != value:
@@ -287,13 +358,29 @@ def _solve(
             view = _view(known.analysis, call, place)
             if view is not None and views.setdefault(id(call), view) == view:
                 continue
-            new = Restated(call.module, call.name, call.ordinal, place, value)
-            if not _fixed(known.analysis, source) or restated.setdefault(new.key, new) != new:
-                raise MendError(
-                    f"{call.place} computes a size that would be {evaluate(source, known)} after "
-                    f"the cut where {value} is needed; delete units so that the two agree"
-                )
-    return dict(known), list(restated.values()), list(dict.fromkeys(views.values()))
+            given = evaluate(source, known)
+            if not _fixed(known.analysis, source):
+                raise _disagree(call, given, value)
+            _restate(restated, call, place, given, value)
+    return dict(known), list(dict.fromkeys(views.values()))
+
+
+def _restate(restated: Restatements, call: Call, place: int, given: int, value: int) -> None:
+    """Have a call given another size.
+
+    Raises:
+        MendError: it needs two.
+    """
+    new = Restated(call.module, call.name, call.ordinal, place, value)
+    if restated.setdefault(new.key, new) != new:
+        raise _disagree(call, given, value)
+
+
+def _disagree(call: Call, given: int, value: int) -> MendError:
+    return MendError(
+        f"{call.place} computes a size that would be {given} after "
+        f"the cut where {value} is needed; delete units so that the two agree"
+    )
 
 
 def _view(analysis: Analysis, call: Call, place: int) -> View | None:
@@ -313,10 +400,10 @@ def _view(analysis: Analysis, call: Call, place: int) -> View | None:
 
 
 def _fixed(analysis: Analysis, source: Source) -> bool:
-    """Whether a size is the same for all inputs: computed from those of the weights alone."""
+    """Whether a size is the same for all inputs: computed from weights and attributes alone."""
     sizes = [leaf for leaf in leaves_of(source) if isinstance(leaf, Size)]
     axes = [leaf for s in sizes for leaf in leaves(analysis.axes[s.value][s.dim])]
-    return bool(sizes) and analysis.weighted.issuperset(axes)
+    return analysis.weighted.issuperset(axes)
 
 
 def _invert(source: Source, value: int, attribute: Attribute, known: _Known) -> int | None:
@@ -334,23 +421,11 @@ def _invert(source: Source, value: int, attribute: Attribute, known: _Known) -> 
 
 
 # ---------------------------------------------------------------------- numbers in the code
-def constants(code: CodeType) -> Iterator[int]:
-    """Every use of an integer constant in a piece of code; those inside tuples too."""
-    for instruction in dis.get_instructions(code):
-        values = instruction.argval
-        if instruction.opname.startswith(("LOAD_CONST", "RETURN_CONST", "LOAD_SMALL_INT")):
-            for value in values if isinstance(values, tuple) else (values,):
-                if type(value) is int:
-                    yield value
-
-
-def _literal(analysis: Analysis, call: Call, old: int, new: int) -> Literal:
+def _literal(analysis: Analysis, call: Call, old: int, new: int) -> Literal | None:
+    """The number in the code that this size is, if it stands there."""
     known = (call.owner, call.code) in analysis.program.methods
     if not known or call.owner is None or call.code is None or old not in constants(call.code):
-        raise MendError(
-            f"{call.place} is given the size {old}, which the cut would make {new}, and where "
-            "that number comes from cannot be found; take it from x.shape or a module attribute"
-        )
+        return None
     return Literal(call.owner, call.code.co_name, old, new)
 
 
@@ -366,6 +441,21 @@ def _check_literal(analysis: Analysis, literal: Literal, sites: set[int]) -> Non
                 )
 
 
+def _repeats(analysis: Analysis, cut: Cut) -> dict[Attribute, int]:
+    """Attributes of the modules that repeat keys, where they say how often."""
+    out: dict[Attribute, int] = {}
+    repeated, attributes = set(analysis.repeated), analysis.program.attributes
+    for node in analysis.program.nodes if repeated else ():
+        axes = analysis.axes[node.outputs[0] or 0] if op_name(node.op) == "expand" else ()
+        for factor in repeated.intersection(leaf for axis in axes for leaf in leaves(axis)):
+            new = cut.size((factor,))
+            for attribute, value in attributes.items() if new != factor.size else ():
+                named = attribute.item is None and _REPEATS.fullmatch(attribute.name)
+                if named and attribute.module == node.module and value == factor.size:
+                    out[attribute] = new
+    return out
+
+
 def _descriptions(
     analysis: Analysis, axes: Axes, solved: Mapping[Attribute, int]
 ) -> dict[Attribute, int]:
@@ -378,12 +468,14 @@ def _descriptions(
     for (name, dim), (old, new) in axes.items():
         role = analysis.roles.get((name, dim), "carries")
         path, _, weight = name.rpartition(".")
+        groups = next((n for a, n in owned.get(path, ()) if a.name == "groups"), 1)
         for attribute, value in owned.get(path, ()):
-            if value == old and _describes(role, weight, attribute.name):
-                out[attribute] = new
+            for times in {1, groups}:  # an axis inside the groups of a convolution
+                if value == old * times and _describes(role, weight, attribute.name):
+                    out[attribute] = new * times
     for used, new in solved.items():  # a depthwise convolution's groups are its input channels
         old = analysis.program.attributes[used]
-        for attribute, value in owned.get(used.module, ()):
+        for attribute, value in owned.get(used.module, ()) if used.name == "groups" else ():
             if value == old and attribute not in out and _describes("reads", "", attribute.name):
                 out[attribute] = new
     return out

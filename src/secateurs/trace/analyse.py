@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from torch import nn
 
-from . import rules, rules_recurrent, rules_routing  # noqa: F401 - they register their rules
+from . import rules, rules_recurrent, rules_routing, rules_views  # noqa: F401 - they register their rules
 from .filled import Filled
 from .labels import Axis, Factor, Labels, find, fresh_axis, frozen_axis, leaves
 from .program import Node, Program, Ref
@@ -53,7 +53,7 @@ class Analysis:
         chosen: the axes along which something is chosen (the experts of a mixture).
         filled: the values that hold one number everywhere.
         pieces: value id of a filled tensor -> the first piece that was taken from it.
-        stacked: value id of a stack from which single tensors are taken again -> its tensors.
+        apart: value id of a tensor from which only single slices are taken -> what each is.
         repeated: the factors along which single indices were expanded.
     """
 
@@ -72,7 +72,7 @@ class Analysis:
         self.chosen: list[Axis] = []
         self.filled = Filled()
         self.pieces: dict[int, int | None] = {}
-        self.stacked: dict[int, list[int]] = {}
+        self.apart: dict[int, rules_views.Apart] = {}
         self.repeated: list[Factor] = []
         self._origins: dict[int, tuple[str, ...]] = {}
         self._products: list[tuple[Read, Read]] = []
@@ -98,6 +98,10 @@ class Analysis:
                 self._position = sides[0].position
                 self.statistic(sides[0].axis, "a product of weights alone is summed over it")
         self.reads.sort(key=lambda read: read.position)
+        for before, after in self.program.states:
+            if before in self.axes and after in self.axes:
+                for one, other in zip(self.axes[before], self.axes[after], strict=True):
+                    self.labels.unite(one, other)
         for one, other in self._alike:
             if any(find(f).frozen is None for axis in (one, other) for f in leaves(axis)):
                 both = np.concatenate([self.labels.flat(one), self.labels.flat(other)])
@@ -272,7 +276,7 @@ class Analysis:
 
     def same_count(self, one: Axis, other: Axis) -> None:
         """These axes may lose other indices, but as many of them."""
-        if one is not other:
+        if leaves(one) != leaves(other):
             self._alike.append((one, other))
 
     @cached_property

@@ -26,10 +26,13 @@ def split_cells(cells: Sequence[Cell]) -> Ints | None:
     >>> split_cells(halves).tolist()
     [0, 0, 1, 1, 2, 2, 3, 3]
     """
-    shares = _shares(sorted(set(cells)))
+    members: dict[Cell, list[int]] = {}
+    for unit, cell in enumerate(cells):
+        members.setdefault(cell, []).append(unit)
+    shares = _shares(sorted(members))
     blocks, first = np.zeros(len(cells), dtype=np.int64), 0
     for cell, share in shares.items():
-        units = np.flatnonzero([own == cell for own in cells])
+        units = members[cell]
         if len(units) % share:
             return None
         blocks[units] = first + np.arange(len(units)) // (len(units) // share)

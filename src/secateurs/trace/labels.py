@@ -215,6 +215,8 @@ class Labels:
         todo_left = [f for f in leaves(left) if f.size > 1]
         todo_right = [f for f in leaves(right) if f.size > 1]
         while todo_left and todo_right:
+            for todo in (todo_left, todo_right):  # it may have become another on the way
+                todo += leaves((todo.pop(),))
             a, b = todo_left.pop(), todo_right.pop()
             if a.size == b.size:
                 self._unite_leaves(a, b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,9 +32,29 @@ def owner(tensor: str) -> str:
     return tensor[: max(tensor.rfind("."), tensor.rfind("/"), 0)]
 
 
+def is_plain(leaf: Any) -> bool:
+    """Whether what goes into a model or comes out of it is a value that a recording can keep."""
+    return leaf is None or isinstance(
+        leaf, (Ref, bool, int, float, str, torch.dtype, torch.device, enum.Enum)
+    )
+
+
 def can_size(number: int) -> bool:
     """Whether a number can be a size, or the bound of a slice from either end."""
     return number > 0 or number < -1
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """What a torch function was given, and what it returned; tensors are references.
+
+    A tensor that is no value of the program is the reference -1.
+    """
+
+    function: Any
+    args: Any
+    kwargs: Any
+    result: Any
 
 
 @dataclass(slots=True)
@@ -42,6 +63,8 @@ class Call:
 
     `floats` are those of its floats that were computed from a size; `module` was running, and this
     was call number `ordinal` of that function in its run, its children's calls counted too.
+    `invocation` is kept of functions whose integers are counts, factors or dimensions rather than
+    sizes and bounds.
     """
 
     name: str
@@ -53,6 +76,7 @@ class Call:
     line: int = 0
     at: int = 0
     owner: str | None = None
+    invocation: Invocation | None = None
 
     @property
     def sizes(self) -> list[int]:
@@ -121,7 +145,11 @@ class Program:
     code is, `helpers` the method that called it by its name and the function that it is, and
     `parameters` gives the shape of every parameter of the model, used or not. `training` is a run
     in training mode, where eval mode leaves parameters unused. `looks` says that the code looked at
-    a value that depends on the inputs, so that other inputs may take another way.
+    a value that depends on the inputs, so that other inputs may take another way; `on_shapes` that it ran
+    on shapes alone. `written` holds the floats of unknown origin that a piece of code gave to torch
+    functions, and at which instructions. `states` holds pairs of values, the state that a cell was
+    given and the one that it made: its kernel wants one size. `apart` holds pairs of values whose
+    last sizes a kernel tells apart.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -138,6 +166,10 @@ class Program:
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     training: Run = field(default_factory=Run)
     looks: bool = False
+    on_shapes: bool = False
+    written: dict[tuple[CodeType, float], set[int]] = field(default_factory=dict)
+    states: list[tuple[int, int]] = field(default_factory=list)
+    apart: list[tuple[int, int]] = field(default_factory=list)
 
     def output_ids(self) -> list[int]:
         return [leaf.id for leaf in pytree.tree_leaves(self.outputs) if isinstance(leaf, Ref)]

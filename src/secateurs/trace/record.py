@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
-from .program import Call, Node, Program, Ref, Run, Value
+from .program import Call, Invocation, Node, Program, Ref, Run, Value
 from .shadow import META, Shadow, storage
 from .stand_in import standing_in
 from .structures import open_dataclasses
@@ -195,9 +195,15 @@ class _Functions(TorchFunctionMode):
             counts[name] += 1
         if func is torch.Tensor.numel:
             return math.prod(recorder.tag_shape(args[0], args[0].shape))
-        outer, recorder.call = recorder.call, recorder.note(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        outer, recorder.call = recorder.call, recorder.note(func, args, kwargs)
+        noted = recorder.call is not None or name in _CELLS
+        given = recorder.known((args, kwargs)) if noted else None
         try:
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **kwargs)
+            if given is not None:
+                recorder.returned(name, func, given, result)
+            return result
         finally:
             recorder.call = outer
 
@@ -207,8 +213,19 @@ def function_name(func: Any) -> str:
     return str(getattr(func, "__name__", func))
 
 
+# The functions of PyTorch whose integers are sizes or bounds, and those where a list of them is.
+_STATES_SIZES = frozenset(
+    "view reshape unflatten expand broadcast_to __getitem__ __setitem__ narrow split "
+    "split_with_sizes unsafe_split unsafe_split_with_sizes zeros ones full empty rand randn "
+    "new_zeros new_ones new_full new_empty layer_norm rms_norm group_norm conv1d conv2d conv3d "
+    "conv_transpose1d conv_transpose2d conv_transpose3d histc multi_head_attention_forward".split()
+)
+_MAY_STATE_SIZES = frozenset({"tensor_split", "hsplit", "vsplit", "dsplit"})
+_CELLS = frozenset({"rnn_tanh_cell", "rnn_relu_cell"})  # others combine the two states
+
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _ATTEND: Any = torch.nn.functional.scaled_dot_product_attention
+_BETWEEN = frozenset({__file__, torch.overrides.__file__})  # of the code and a note of its call
 _TORCH = os.path.join(torch.__path__[0], "")
 
 
@@ -364,8 +381,11 @@ class Recorder:
     def note(self, func: Any, args: Any, kwargs: Any) -> Call | None:
         integers: list[int] = []
         floats: list[TaggedFloat] = []
-        _add_numbers(integers, floats, args)
-        _add_numbers(integers, floats, kwargs.values())
+        plain: list[float] = []
+        _add_numbers(integers, floats, plain, args)
+        _add_numbers(integers, floats, plain, kwargs.values())
+        if plain:
+            self._written(func, plain)
         if func is _ATTEND and kwargs.get("scale") is None:
             size = self.tag_shape(args[0], args[0].shape)[-1] if args else 0
             floats += [size**-0.5] if size else []
@@ -387,6 +407,46 @@ class Recorder:
                 elif call.owner is not None and method is not None:
                     self.program.methods[call.owner, frame.f_code] = method
         return call
+
+    def _written(self, func: Any, plain: Iterable[float]) -> None:
+        """Note floats of unknown origin that the code gave to a torch function, and where."""
+        frame = inspect.currentframe()
+        own = getattr(func, "__code__", None)
+        while frame is not None and (frame.f_code.co_filename in _BETWEEN or frame.f_code is own):
+            frame = frame.f_back
+        if frame is not None:
+            for number in plain:
+                sites = self.program.written.setdefault((frame.f_code, number), set())
+                sites.add(frame.f_lasti)
+
+    def known(self, arg: Any) -> Any:
+        """An argument with its tensors as references, -1 where one was not met before."""
+        if type(arg) in _SCALARS:
+            return arg
+        if isinstance(arg, torch.Tensor):
+            own = self._ids.get(id(arg))
+            if own is not None and own[0]() is arg:
+                return Ref(own[1])
+            return Ref(self.value(arg) if id(arg) in self.names else -1)
+        if isinstance(arg, (list, tuple)):
+            return [self.known(item) for item in arg]
+        if type(arg) is dict:
+            return {key: self.known(item) for key, item in arg.items()}
+        return arg
+
+    def returned(self, name: str, func: Any, given: Any, result: Any) -> None:
+        """Take note of what a torch function returned, where that tells something."""
+        args, kwargs = given
+        if name in _CELLS:
+            before = args[1] if len(args) > 1 else kwargs["hx"]
+            self.program.states.append((before.id, self.known(result).id))
+        elif name == "lstm":  # it takes a projection to be there where these two differ
+            states = next(a for a in (*args, *kwargs.values()) if isinstance(a, list))
+            hidden, cell = (ref.id for ref in states)
+            if self.program.values[hidden].shape != self.program.values[cell].shape:
+                self.program.apart.append((hidden, cell))
+        if self.call is not None and not _states_sizes(name, args, kwargs):
+            self.call.invocation = Invocation(func, args, kwargs, self.known(result))
 
     def _method(self, frame: FrameType) -> tuple[str | None, FunctionType | None]:
         """Whose code runs in a frame: a module's path, and its method if it is one."""
@@ -424,17 +484,31 @@ class Recorder:
         return TaggedInt(result, Size(self.value(args[0]), dim % args[0].dim()))
 
 
-def _add_numbers(integers: list[int], floats: list[TaggedFloat], args: Iterable[Any]) -> None:
-    """The integers and tagged floats in a function's arguments, in order; bounds of slices too."""
+def _states_sizes(name: str, args: list[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether the integers that a torch function was given are sizes, or bounds."""
+    if name in _MAY_STATE_SIZES:
+        return any(isinstance(arg, list) for arg in (*args, *kwargs.values()))
+    return name in _STATES_SIZES
+
+
+def _add_numbers(
+    integers: list[int], floats: list[TaggedFloat], plain: list[float], args: Iterable[Any]
+) -> None:
+    """The integers and floats in a function's arguments, in order; bounds of slices too.
+
+    Of floats of unknown origin, 0 and 1 are left out: neither is computed from a size.
+    """
     for arg in args:
         if type(arg) is TaggedInt or type(arg) is int:
             integers.append(arg)
         elif type(arg) is TaggedFloat:
             floats.append(arg)
         elif isinstance(arg, (tuple, list)):
-            _add_numbers(integers, floats, arg)
+            _add_numbers(integers, floats, plain, arg)
         elif isinstance(arg, slice):
-            _add_numbers(integers, floats, (arg.start, arg.stop, arg.step))
+            _add_numbers(integers, floats, plain, (arg.start, arg.stop, arg.step))
+        elif isinstance(arg, float) and arg not in (0.0, 1.0):
+            plain.append(float(arg))
 
 
 @contextlib.contextmanager
@@ -465,6 +539,7 @@ def _observed(recorder: Recorder) -> Iterator[None]:
                         attributes[name] = TaggedInt(value, source)
                 elif type(value) is float:
                     recorder.program.floats[Attribute(path, name)] = value
+                    attributes[name] = TaggedFloat(value, value)  # no cut changes it
                 elif type(value) in (tuple, list) and set(map(type, value)) == {int}:
                     if max(value) <= 1:
                         continue
@@ -588,7 +663,8 @@ def record(model: nn.Module, example_inputs: Any, supported: Callable[[Any], boo
     if not program.output_ids():
         raise TraceError("the model returned no tensor, so there is nothing to follow")
     recorder.finish()
-    if recorder.shadow is not None and not program.parameters.keys() <= program.tensors.keys():
+    program.on_shapes = recorder.shadow is not None
+    if program.on_shapes and not program.parameters.keys() <= program.tensors.keys():
         _run_training(model, recorder, twins)
     return program
 

@@ -140,28 +140,6 @@ def pointwise(analysis: Analysis, node: Node) -> list[Axes]:
 
 
 # ---------------------------------------------------------------------- data movement
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "flatten")
-def _view(analysis: Analysis, node: Node) -> list[Axes]:
-    axes = analysis.labels.regroup(analysis.arg_axes(node), analysis.shape(node))
-    return [[analysis.with_copies(axis) for axis in axes]]
-
-
-@rule("permute", "transpose", "t", "numpy_T")
-def _permute(analysis: Analysis, node: Node) -> list[Axes]:
-    axes = analysis.arg_axes(node)
-    n = len(axes)
-    name = op_name(node.op)
-    order = list(range(n))
-    if name == "permute":
-        order = [d % n for d in node.args[1]]
-    elif name == "transpose" and n:
-        a, b = node.args[1] % n, node.args[2] % n
-        order[a], order[b] = order[b], order[a]
-    elif name != "transpose":
-        order = order[::-1]
-    return [[axes[d] for d in order]]
-
-
 @rule("expand")
 def _expand(analysis: Analysis, node: Node) -> list[Axes]:
     """A dimension of size one repeated is a new axis, free to shrink."""
@@ -193,31 +171,6 @@ def _cat(analysis: Analysis, node: Node) -> list[Axes]:
     return [out]
 
 
-@rule("stack")
-def _stack(analysis: Analysis, node: Node) -> list[Axes]:
-    shape = analysis.shape(node)
-    dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape)
-    first, *rest = (analysis.axes[ident] for ident in node.inputs)
-    apart = _taken_apart(analysis, node, dim)
-    if apart:
-        analysis.stacked[node.outputs[0] or 0] = list(node.inputs)
-    relate: Callable[[Axis, Axis], None] = analysis.same_count if apart else analysis.labels.unite
-    for axes in rest:
-        for a, b in zip(first, axes, strict=True):
-            relate(a, b)
-    return [[*first[:dim], frozen_axis(shape[dim], "stacked tensors"), *first[dim:]]]
-
-
-def _taken_apart(analysis: Analysis, node: Node, dim: int) -> bool:
-    """Whether all that is done with a stack is to take single tensors from it again."""
-    out = node.outputs[0] or 0
-    return out not in analysis.program.output_ids() and all(
-        op_name(reader.op) in ("select", "unbind")
-        and (reader.args[1] if len(reader.args) > 1 else 0) % len(analysis.shape(node)) == dim
-        for reader in analysis.consumers[out]
-    )
-
-
 def slice_bounds(node: Node, size: int) -> tuple[int, int, int, int]:
     """(dim, start, stop, step) of a slice node on an axis of this size, with real bounds."""
     stated = [*node.args[1:], *[0, None, None, 1][len(node.args) - 1 :]]
@@ -230,10 +183,37 @@ def _slice(analysis: Analysis, node: Node) -> list[Axes]:
     dim = (node.args[1] if len(node.args) > 1 else 0) % len(axes)
     size = analysis.program.values[node.inputs[0]].shape[dim]
     _, start, stop, step = slice_bounds(node, size)
+    index = np.arange(start, stop, step)
+    if step > 1 and size % step == 0 and start < step and len(index) == size // step:
+        rows, lines = analysis.labels.regroup([axes[dim]], [size // step, step])
+        analysis.labels.freeze(lines, "a slice takes one index of every few")
+        axes[dim] = rows
+        return [axes]
     if step != 1:
         analysis.labels.freeze(axes[dim], "a slice with a step")
-    axes[dim] = analysis.labels.gather(axes[dim], np.arange(start, stop, step))
+    elif stop - start < size and (node.call is None or node.call.invocation is not None):
+        _cut_by_torch(analysis, axes[dim], start, stop - start)
+    _keep_behind(analysis, axes[dim], node.args[3] if len(node.args) > 3 else None)
+    axes[dim] = analysis.labels.gather(axes[dim], index)
     return [axes]
+
+
+def _keep_behind(analysis: Analysis, axis: Axis, stop: int | None) -> None:
+    """A slice that ends so many indices before the end: there is no number for none of them."""
+    from_the_end = stop is not None and -axis_size(axis) < stop < 0
+    if from_the_end and any(f.frozen is None for f in leaves(axis)):
+        analysis.labels.vector(analysis.labels.flat(axis)[stop:])
+
+
+def _cut_by_torch(analysis: Analysis, axis: Axis, start: int, length: int) -> None:
+    """A slice whose bounds PyTorch computes from the size: it stays right among equal pieces."""
+    if all(f.frozen is not None for f in leaves(axis)):
+        return
+    size = axis_size(axis)
+    if length and size % length == 0 and start % length == 0:
+        analysis.labels.balance(analysis.labels.flat(axis), size // length, "equal pieces")
+    else:
+        analysis.labels.freeze(axis, "cut into unequal pieces by their number")
 
 
 @rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
@@ -258,32 +238,6 @@ def _split(analysis: Analysis, node: Node) -> list[Axes]:
         out.append([*axes[:dim], moved, *axes[dim + 1 :]])
         start += piece
     return out
-
-
-@rule("select", "unbind")
-def _select(analysis: Analysis, node: Node) -> list[Axes]:
-    axes = analysis.arg_axes(node)
-    dim = (node.args[1] if len(node.args) > 1 else 0) % len(axes)
-    analysis.labels.freeze(axes[dim], "single indices of this axis are selected")
-    rest = [*axes[:dim], *axes[dim + 1 :]]
-    ident = node.inputs[0]
-    if ident in analysis.stacked:
-        items = [list(analysis.axes[item]) for item in analysis.stacked[ident]]
-        return items if op_name(node.op) == "unbind" else [items[node.args[2]]]
-    if ident in analysis.filled:
-        return [_apart(analysis, ident, rest, out) for out in node.outputs]
-    return [rest for _ in node.outputs]
-
-
-def _apart(analysis: Analysis, ident: int, axes: Axes, out: int | None) -> Axes:
-    """The axes of a piece of a tensor that is one number everywhere: like its axes in size only."""
-    pieces = analysis.pieces.setdefault(ident, out)
-    if out is None or pieces == out:
-        return axes
-    new = [fresh_axis(axis_size(axis)) for axis in axes]
-    for one, other in zip(axes, new, strict=True):
-        analysis.same_count(one, other)
-    return new
 
 
 @rule("roll")
@@ -431,7 +385,11 @@ def is_depthwise(node: Node, analysis: Analysis) -> bool:
 
 
 def _grouped(analysis: Analysis, node: Node, enters: int, leaves_by: int, groups: int) -> Axis:
-    """A grouped convolution: the same number of channels must go from each of its groups."""
+    """A grouped convolution: the same number of channels must go from each of its groups.
+
+    Along the axis of the kernel that all groups share, each may lose others if the kernel is a
+    plain tensor; of a computed one, the same index goes from every group.
+    """
     x, w = node.args[0].id, node.args[1].id
     labels, kernel = analysis.labels, analysis.axes[w]
     shape = analysis.program.values[w].shape
@@ -445,19 +403,15 @@ def _grouped(analysis: Analysis, node: Node, enters: int, leaves_by: int, groups
         analysis.writes(w, kernel[0], "channel")
         return kernel[0]
     blocked = analysis.blocked_axis(w, groups)
-    if blocked is None:  # a computed kernel: the same index in every group
-        reason = "a grouped convolution with a computed kernel"
-        for axis in (channels, *kernel[:2]):
-            labels.freeze(axis, reason)
-        return frozen_axis(analysis.shape(node)[1], reason)
-    inside: Axis = (blocked,)
+    reason = "groups of a convolution"
+    inside: Axis = (blocked,) if blocked else (*frozen_axis(groups, reason), *kernel[1])
     read_axis, out = (kernel[0], inside) if enters == 0 else (inside, kernel[0])
     analysis.writes(w, out, "channel")
-    analysis.reads_weight(w, read_axis)
+    analysis.reads_weight(w, kernel[enters] if blocked is None else read_axis)
     analysis.read(node, 0, x, 1)
     labels.unite(channels, read_axis)
     for axis in (read_axis, out):
-        labels.balance(labels.flat(axis), groups, "groups of a convolution")
+        labels.balance(labels.flat(axis), groups, reason)
     return out
 
 

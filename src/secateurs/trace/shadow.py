@@ -125,7 +125,9 @@ def _plain(x: Any) -> bool:
 def _elementwise(args: Args) -> Tensor | None:
     first = args[0]
     if not _plain(first):
-        return None
+        alone = not any(isinstance(other, Tensor) for other in args[1:])
+        laid_out = alone and isinstance(first, Tensor) and first.is_floating_point()
+        return torch.empty_like(first, device=META) if laid_out else None
     shape: tuple[int, ...] = tuple(first.shape)
     for other in args[1:]:
         if isinstance(other, Tensor):
@@ -166,9 +168,10 @@ def _convolution(args: Args) -> Tensor | None:
 
 def _batch_norm(args: Args) -> tuple[Tensor, ...] | None:
     x, training = args[0], args[5]
-    if training or not _plain(x):
+    if not _plain(x) or (training and x.dtype in _HALVES):
         return None
-    return _empty(x.shape, x), _nothing(x.dtype), _nothing(x.dtype)
+    kept = _empty(x.shape[1:2], x) if training else _nothing(x.dtype)
+    return _empty(x.shape, x), kept, kept.clone() if training else kept
 
 
 def _layer_norm(args: Args) -> tuple[Tensor, ...] | None:

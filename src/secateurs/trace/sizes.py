@@ -54,6 +54,9 @@ def stated_sizes(analysis: Analysis, node: Node, cut: Cut) -> Iterator[tuple[int
             old = node.args[at]
             pairs = zip(old, new[at], strict=True) if isinstance(old, list) else [(old, new[at])]
             for before, after in pairs:
+                if at == _STOP and node.call is not None and node.call.name == "narrow":
+                    dim = node.args[1]  # it states a length
+                    before, after = analysis.shape(node)[dim], _new_shape(analysis, node, cut)[dim]
                 if type(before) is int and type(after) is int and before not in (-1, 0):
                     yield before, after
 
@@ -78,7 +81,10 @@ def _shape_first(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     return [_new_shape(analysis, node, cut), *node.args[1:]]
 
 
-@_resize("slice", at=(2, 3))
+_STOP = 3  # the argument of a slice that says where it ends
+
+
+@_resize("slice", at=(2, _STOP))
 def _slice(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
     args = list(node.args)
     dim = args[1] if len(args) > 1 else 0
