@@ -5,23 +5,24 @@ Source: Guo, Yao, Chen, Dynamic Network Surgery for Efficient DNNs (2016), secti
 
 from __future__ import annotations
 
-import copy
 import math
+import operator
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
 from cells import SEEDS, called, read, run_cells, train_bases
 from safetensors.torch import save_file
-from splicing_page import document
-from tasks import CACHE, TASKS
+from splicing_page import PAPER, document
+from tasks import CACHE, TASKS, Images
 from torch import Tensor, nn
 
 import secateurs as sc
@@ -41,6 +42,8 @@ class Recipe:
         start: compression in one go before the first update; from there the way is a cubic.
         options: of `sc.sparsify`.
         shift: images are moved by up to so many pixels both ways, at random.
+        units: group -> the units that stay; the others go by surgery before anything else.
+        shares: what is kept of each layer, in proportion; by default one threshold decides.
     """
 
     updates: int
@@ -51,11 +54,13 @@ class Recipe:
     start: float
     options: dict[str, Any]
     shift: int = 0
+    units: Mapping[str, int] = field(default_factory=dict)
+    shares: tuple[float, ...] = ()
 
 
 RECIPES = {
     "lenet5": Recipe(
-        updates=12_000,
+        updates=18_000,
         lr=0.02,
         decay=5e-4,
         clip=1.0,
@@ -63,6 +68,7 @@ RECIPES = {
         start=20,
         options={"ramp": 0.4, "stop": 0.75, "every": 20, "precision": "bf16"},
         shift=1,
+        units={"conv1": 8, "conv2": 28, "fc1": 180},
     ),
     "lenet-300-100": Recipe(
         updates=10_000,
@@ -79,8 +85,9 @@ RECIPES = {
         decay=5e-4,
         clip=1.0,
         hold=0.5,
-        start=4,
+        start=1,
         options={"ramp": 0.4, "stop": 0.75, "every": 20, "precision": "bf16"},
+        shares=PAPER["alexnet-quarter"][-1],
     ),
 }
 RECIPES["alexnet-full"] = RECIPES["alexnet-quarter"]
@@ -119,8 +126,8 @@ class ClippedSGD(torch.optim.SGD):
 def objective(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """The mean loss, on images whose strides say that channels come last: convolutions ask."""
     images, labels = batch
-    images = images.reshape(len(images), *images.shape[2:], 1).permute(0, 3, 1, 2)
-    return F.cross_entropy(model(images), labels)
+    last = images.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+    return F.cross_entropy(model(last.permute(0, 3, 1, 2)), labels)
 
 
 def run(cell: Cell) -> tuple[Cell, dict]:
@@ -132,8 +139,10 @@ def run(cell: Cell) -> tuple[Cell, dict]:
     device = "cuda" if cell.net in ON_GPU else "cpu"
     settings = {"train": train, "objective": objective, "normalize": "none", "device": device}
     settings |= {"seed": cell.seed, "progress": False, **recipe.options}
-    model = copy.deepcopy(base).to(memory_format=torch.channels_last)  # a third faster
-    start = min(recipe.start, cell.compression)
+    plan = narrowing(base, example, train, recipe.units if cell.compression > 1 else {})
+    model = sc.apply(base, plan).to(memory_format=torch.channels_last)  # a third faster
+    compression = max(1.0, cell.compression * size(model) / size(base))
+    start = min(recipe.start, compression)
     begun = sc.sparsify(
         model, example, compression=start, schedule="one-shot", updates=0, **settings
     )
@@ -141,7 +150,7 @@ def run(cell: Cell) -> tuple[Cell, dict]:
         begun.unbaked(),
         example,
         masks=begun.masks,
-        compression=cell.compression,
+        **target(model, compression, recipe.shares),
         splice=cell.splice,
         updates=round(recipe.updates * cell.scale),
         optimizer=lambda parameters: ClippedSGD(
@@ -151,14 +160,14 @@ def run(cell: Cell) -> tuple[Cell, dict]:
         **settings,
     )
     model = result.model.to("cpu", memory_format=torch.contiguous_format)
-    write_with(network_of(cell), partial(save_file, model.state_dict()))
+    write_with(network_of(cell), partial(save_file, widened(model, base, plan)))
     if cell.compression > 1:
         model = sc.remove_dead(model, example)
     kept = Masks.from_zeros(model)
     return cell, {
         "base": test.error(base),
         "error": test.error(model),
-        "total": result.masks.total,
+        "total": size(base),
         "kept": kept.kept,
         "layers": shares(kept, base),
         "units": {name: len(p) for name, p in model.named_parameters() if p.dim() > 1},
@@ -168,6 +177,42 @@ def run(cell: Cell) -> tuple[Cell, dict]:
         "updates": result.history[-1]["update"],
         "seconds": time.perf_counter() - started,
     }
+
+
+def narrowing(
+    model: nn.Module, example: Tensor, train: Images, units: Mapping[str, int]
+) -> sc.Plan:
+    """Leave so many units of some groups, those that Taylor's criterion puts first."""
+    graph = sc.trace(model, example)
+    if not units:
+        return graph.plan({})
+    scores = sc.score(model, graph, train.sample(2_000, 0), loss=F.cross_entropy)
+    return graph.plan({name: scores[name].argsort()[:-keep] for name, keep in units.items()})
+
+
+def widened(small: nn.Module, base: nn.Module, plan: sc.Plan) -> dict[str, Tensor]:
+    """The weights in the shapes of the base network, with zeros where the plan cuts."""
+    state = {name: torch.zeros_like(tensor) for name, tensor in base.state_dict().items()}
+    for name, tensor in small.state_dict().items():
+        slices = plan.tensors.get(name)
+        kept = np.ix_(*(slices.keep(dim)[0] for dim in range(tensor.dim()))) if slices else ...
+        state[name][kept] = tensor
+    return state
+
+
+def target(model: nn.Module, compression: float, shares: Sequence[float]) -> dict[str, Any]:
+    """What `sc.sparsify` is to reach: in all, or of each layer, in proportion to its share."""
+    if not shares or compression == 1:
+        return {"compression": compression}
+    layers = {name: module for name, module in model.named_modules() if [*module.parameters(False)]}
+    sizes = [size(module) for module in layers.values()]
+    part = size(model) / compression / sum(map(operator.mul, sizes, shares))
+    return {"sparsity": {n: 1 - part * share for n, share in zip(layers, shares, strict=True)}}
+
+
+def size(model: nn.Module) -> int:
+    """Weights and biases."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def network_of(cell: Cell) -> Path:
@@ -224,13 +269,17 @@ def line(record: dict) -> str:
 
 def told(recipe: Recipe) -> str:
     """The recipe in words."""
+    units = ", ".join(f"{keep} of `{name}`" for name, keep in recipe.units.items())
+    narrow = f" Surgery first: by Taylor's criterion, {units} stay." if units else ""
+    layers = " Each layer keeps a share in proportion to the paper's." if recipe.shares else ""
     options = ", ".join(f"{name}={value!r}" for name, value in recipe.options.items())
     start = f", {recipe.start:g}× in one go before the first update" if recipe.start > 1 else ""
     moved = f" Images are moved by up to {recipe.shift} pixel." if recipe.shift else ""
     return (
         f"SGD with Nesterov momentum 0.9, rate {recipe.lr:g} and from {recipe.hold:.0%} of the "
         f"updates on along a cosine to 0, weight decay {recipe.decay:g},\ngradients clipped at "
-        f"norm {recipe.clip:g}; `sc.sparsify` with normalize='none', {options}{start}.{moved}"
+        f"norm {recipe.clip:g}; `sc.sparsify` with normalize='none', {options}{start}."
+        f"{narrow}{layers}{moved}"
     )
 
 

@@ -268,7 +268,7 @@ TASKS = {
             "AlexNet at a quarter of its widths, CIFAR-10",
             partial(alexnet, hidden=1024),
             _cifar,
-            training=(8000, 0.02),
+            training=(8000, 0.01),
             updates=800,
             each=30,
             lr=0.01,

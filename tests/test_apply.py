@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -197,3 +199,20 @@ def test_an_empty_plan_changes_nothing() -> None:
     plan = sc.trace(model, x).plan({})
     assert len(plan) == 0
     assert torch.equal(sc.apply(model, plan)(x), model(x))
+
+
+def test_models_are_freed_as_soon_as_nobody_holds_them() -> None:
+    """Not only when the garbage collector comes round: a cut of a large model is a large copy."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        plan = sc.trace(model, torch.zeros(1, 4)).plan({"0": [1]})
+        small = sc.apply(model, plan)
+        sc.verify(model, small, plan, torch.zeros(1, 4))
+        watched = [weakref.ref(thing) for thing in (model, model[0].weight, small, small[0].weight)]
+        del model, small
+        assert [thing() for thing in watched] == [None] * 4
+    finally:
+        if collecting:
+            gc.enable()

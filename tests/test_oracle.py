@@ -178,7 +178,10 @@ def test_the_oracle_on_generated_networks(network: Network) -> None:
     torch.manual_seed(0)
     model = network.module()
     x, y = torch.randn(3, 3, 8, 8).double(), torch.randn(3).double()
-    assume(len(sc.trace(model, x)) > 0)
+    graph = sc.trace(model, x)
+    assume(len(graph) > 0)
+    if graph.program.looks:  # then units must be really cut, each alone, which a balance forbids
+        assume(all(group.balance is None for group in graph))
     found = engine_on(model, x, y, loss=per_example)
     wanted, scale = naive(model, x, y, per_example, units=3)
     agree(found, wanted, scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import sqrt
 from typing import Any
 
@@ -20,12 +20,7 @@ WIDTH, HEADS, DIM = 24, 4, 6
 Scale = Callable[[Any, Tensor], Any]  # (module, queries) -> what the scores are multiplied by
 
 
-@pytest.fixture(autouse=True)
-def _double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("in_double")
 
 
 class Attention(nn.Module):

@@ -35,7 +35,6 @@ class Graph:
     It iterates over its groups, `len` counts them, and printing it gives a table of them.
 
     Attributes:
-        groups: what can be cut.
         analysis: the axes of every value of the program, and what reads them.
         rebuilt: whether a cut builds the layers anew from their configuration, as in Keras.
         replay: whether a plan that cannot be mended in the model is served by replay.
@@ -55,6 +54,7 @@ class Graph:
 
     @property
     def groups(self) -> list[Group]:
+        """What can be cut."""
         return self._grouping.groups
 
     @property

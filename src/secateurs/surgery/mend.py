@@ -168,9 +168,6 @@ def solve(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Solved:
             equations.append((given.source, new, call, place))
         elif old != new:
             literal = _literal(analysis, call, old, new)
-            if literal is None:
-                _restate(restated, call, place, old, new)
-                continue
             entry = literals.setdefault(literal.key, (literal, set()))
             if entry[0] != literal:
                 raise MendError(
@@ -421,11 +418,18 @@ def _invert(source: Source, value: int, attribute: Attribute, known: _Known) -> 
 
 
 # ---------------------------------------------------------------------- numbers in the code
-def _literal(analysis: Analysis, call: Call, old: int, new: int) -> Literal | None:
-    """The number in the code that this size is, if it stands there."""
+def _literal(analysis: Analysis, call: Call, old: int, new: int) -> Literal:
+    """The number in the code that this size is.
+
+    Raises:
+        MendError: it does not stand there.
+    """
     known = (call.owner, call.code) in analysis.program.methods
     if not known or call.owner is None or call.code is None or old not in constants(call.code):
-        return None
+        raise MendError(
+            f"{call.place} is given the size {old}, which the cut would make {new}, and where "
+            "that number comes from cannot be found; take it from x.shape or a module attribute"
+        )
     return Literal(call.owner, call.code.co_name, old, new)
 
 

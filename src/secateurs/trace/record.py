@@ -50,15 +50,11 @@ def input_tensors(example_inputs: Any) -> list[torch.Tensor]:
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
     """Every module by path, the model itself under ''; a shared one under each path."""
-    out: dict[str, nn.Module] = {}
-
-    def visit(path: str, module: nn.Module) -> None:
-        out[path] = module
-        for name, child in module._modules.items():
-            if child is not None:
-                visit(f"{path}.{name}" if path else name, child)
-
-    visit("", model)
+    out = {"": model}
+    for name, child in model._modules.items():
+        if child is not None:
+            below = modules_of(child)
+            out |= {f"{name}.{path}" if path else name: module for path, module in below.items()}
     return out
 
 
