@@ -24,7 +24,7 @@ FLOORS = [
     {"trace"},
     {"members", "units", "selection", "grouping", "groups", "plan", "plan_schema", "slices",
      "reach", "gates", "cost", "latency", "budget", "surgery", "criteria", "exact", "score",
-     "scores", "ranking", "batches", "watch", "sites", "infos", "curvature", "mendable", "unseen"},
+     "scores", "ranking", "batches", "frontend", "watch", "sites", "infos", "curvature", "mendable", "unseen"},
     {"process", "files", "data", "report", "compare", "sparse", "oracle", "oracle_result"},
     {"keras"},
     {"__init__", "verbs"},

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..atomic import check_file, read_text, replacing, write_with
 from ..errors import ConfigError, FileError, nearest
+from ..frontend import FrontEnd
 from ..plan import Plan
 from ..surgery.apply import apply
 from .coded import tensors as codes
@@ -291,6 +292,9 @@ def check_state(
 
 def fill_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Copy checked tensors into a model, its buffers that are not persistent where given."""
+    if isinstance(model, FrontEnd):
+        model.fill(dict(tensors))
+        return
     state = unique_state(model)
     given = {name: buffer for name, buffer in model.named_buffers() if name in tensors}
     with torch.no_grad():

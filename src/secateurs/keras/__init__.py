@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from .cut import apply, delete_channels, trace, verify
 from .edit import delete_layer, insert_layer, replace_layer
+from .scoring import oracle, score
 
 __all__ = [
     "apply",
     "delete_channels",
     "delete_layer",
     "insert_layer",
+    "oracle",
     "replace_layer",
+    "score",
     "trace",
     "verify",
 ]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import PlanError
+from ..frontend import FrontEnd
 from ..plan import Plan
 from ..slices import Known
 from ..trace.record import caches, model_tensors, modules_of
@@ -61,6 +62,8 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
 
     To find out what that must say takes time: who cuts many times does it once, at the end.
     """
+    if isinstance(model, FrontEnd):
+        return model.cut(plan, inplace=inplace)
     modules = modules_of(model)
     if plan.replay:
         check_served(model)
