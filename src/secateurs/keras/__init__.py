@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from .cut import apply, delete_channels, trace, verify
 from .edit import delete_layer, insert_layer, replace_layer
+from .files import save
+from .prune import prune
 from .scoring import oracle, score
 
 __all__ = [
@@ -15,7 +17,9 @@ __all__ = [
     "delete_layer",
     "insert_layer",
     "oracle",
+    "prune",
     "replace_layer",
+    "save",
     "score",
     "trace",
     "verify",

@@ -23,7 +23,7 @@ class Weighted(NamedTuple):
 
 
 def batches(
-    data: Any, y: Any = None, sample_weight: Any = None, *, batch_size: int = 32, seed: int = 0
+    data: Any, y: Any = None, sample_weight: Any = None, *, batch_size: int = 32, seed: int | None = 0
 ) -> Iterable[Batch]:
     """Pairs (inputs, target) of torch tensors, to be read again and again.
 
@@ -33,7 +33,7 @@ def batches(
             a list of batches.
         y, sample_weight: of arrays only.
         batch_size: of arrays only.
-        seed: the order of arrays is drawn once from this.
+        seed: the order of arrays is drawn from this; None draws from torch at every pass.
 
     Raises:
         DataError: the data is none of these, or its parts do not fit together.
@@ -68,7 +68,7 @@ def _is_leaf(value: Any) -> bool:
 class _Arrays:
     """Arrays, cut into batches in an order of their own."""
 
-    def __init__(self, x: Any, y: Any, weight: Any, size: int, seed: int):
+    def __init__(self, x: Any, y: Any, weight: Any, size: int, seed: int | None):
         nest = (x, y) if weight is None else (x, y, weight)
         self._nest = _map(as_input, nest)
         lengths = {len(leaf) for leaf in keras.tree.flatten(self._nest) if leaf is not None}
@@ -76,15 +76,14 @@ class _Arrays:
             told = ", ".join(map(str, sorted(lengths)))
             raise DataError(f"inputs, targets and weights hold different numbers of examples: {told}")
         [self._length] = lengths
-        self._size = size
-        draw = torch.Generator().manual_seed(seed)
-        self._order = torch.randperm(self._length, generator=draw)
+        self._size, self._seed = size, seed
 
     def __len__(self) -> int:
         return -(-self._length // self._size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for rows in self._order.split(self._size):
+        draw = None if self._seed is None else torch.Generator().manual_seed(self._seed)
+        for rows in torch.randperm(self._length, generator=draw).split(self._size):
             yield _pair(_map(lambda leaf, rows=rows: leaf[rows.to(leaf.device)], self._nest))
 
 
@@ -92,13 +91,13 @@ class _Batches:
     """What gives batches in any of their forms."""
 
     def __init__(self, source: Iterable[Any]):
-        self._source = source
+        self.sampler = source  # where `Stream` looks for what draws the order
 
     def __len__(self) -> int:
-        return len(self._source)  # type: ignore[arg-type]
+        return len(self.sampler)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._source:
+        for batch in self.sampler:
             yield _pair(_map(as_input, keras.utils.unpack_x_y_sample_weight(batch)))
 
 
