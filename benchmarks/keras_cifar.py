@@ -120,8 +120,6 @@ def main(
     print(page(lines))
 
 
-
-
 def page(lines: list[dict[str, Any]]) -> str:
     """The page, from the lines of all runs."""
     rows = [

@@ -184,9 +184,8 @@ def test_a_model_is_pruned_to_its_budget_with_its_own_fit(tmp_path: Path) -> Non
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), result.model.predict(X, verbose=0))
     assert sc.Plan.load(tmp_path / "plan.json") == result.plan
-    broken = sc.delete_channels(model, {"second": [0]})
-    with pytest.raises(sc.errors.LawError, match="other shapes|does not run|BROKEN"):
-        sc.verify(model, drawn(broken, 1), sc.trace(model).plan({"second": [0]})).demand()
+    other = drawn(sc.apply(model, result.plan), seed=1)  # the negative control
+    assert not sc.verify(model, other, result.plan).holds
 
 
 def test_ctrl_c_loses_nothing_and_a_resumed_run_ends_the_same(tmp_path: Path) -> None:
@@ -238,7 +237,10 @@ def test_what_cannot_be_done_is_refused_with_a_way_out(tmp_path: Path) -> None:
         prune(model, lr=0.1)
     with pytest.raises(ConfigError, match="did you mean 'epochs'"):
         prune(model, finetune={"epoch": 1})
-    with pytest.raises(ConfigError, match="register_keras_serializable"), pytest.warns(UserWarning):
+    with (
+        pytest.raises(ConfigError, match="register_keras_serializable"),
+        pytest.warns(UserWarning, match="cannot be stored"),
+    ):
         prune(network(lambda y_true, y_pred: keras.ops.abs(y_pred - y_true)))
     with pytest.raises(ConfigError, match="dense"):
         sc.save(model, None, tmp_path, sparse=True)

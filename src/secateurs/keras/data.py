@@ -23,7 +23,12 @@ class Weighted(NamedTuple):
 
 
 def batches(
-    data: Any, y: Any = None, sample_weight: Any = None, *, batch_size: int = 32, seed: int | None = 0
+    data: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    batch_size: int = 32,
+    seed: int | None = 0,
 ) -> Iterable[Batch]:
     """Pairs (inputs, target) of torch tensors, to be read again and again.
 
@@ -74,7 +79,9 @@ class _Arrays:
         lengths = {len(leaf) for leaf in keras.tree.flatten(self._nest) if leaf is not None}
         if len(lengths) != 1:
             told = ", ".join(map(str, sorted(lengths)))
-            raise DataError(f"inputs, targets and weights hold different numbers of examples: {told}")
+            raise DataError(
+                f"inputs, targets and weights hold different numbers of examples: {told}"
+            )
         [self._length] = lengths
         self._size, self._seed = size, seed
 

@@ -1,4 +1,4 @@
-"""Weight updates by `fit`: optimizer, loss and schedule are those that the model is compiled with."""
+"""Weight updates by `fit`: optimizer, loss and schedule are those of the compiled model."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class FitTrainer(Trainer):
     """
 
     shows = True
+    model: Working
 
     def __init__(
         self,
@@ -48,7 +49,9 @@ class FitTrainer(Trainer):
         for name in settings:
             if name not in (*_OURS, *_VALIDATION):
                 known = (*_OURS, *_VALIDATION)
-                raise ConfigError(f"finetune: fit is not called with {name!r}{nearest(name, known)}")
+                raise ConfigError(
+                    f"finetune: fit is not called with {name!r}{nearest(name, known)}"
+                )
         self.weights = contextlib.nullcontext
         self.accelerator = make_accelerator(options)
         own = next(iter(model.parameters()), torch.zeros(0))
@@ -94,9 +97,7 @@ class FitTrainer(Trainer):
         variables = own.variables if own is not None else ()
         return {str(i): as_tensor(v).detach().clone() for i, v in enumerate(variables)}, {}
 
-    def restore_optimizer(
-        self, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]
-    ) -> None:
+    def restore_optimizer(self, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
         """See `Trainer.restore_optimizer`."""
         model = self.model.model
         if not tensors:
@@ -140,7 +141,7 @@ def final_updates(data: Any, settings: Mapping[str, Any]) -> int | None:
 
 
 class _Source(keras.utils.PyDataset):
-    """The next batches of a stream, as many an epoch, in the form that `fit` reads on any backend."""
+    """The next batches of a stream, as many an epoch, as `fit` reads them on any backend."""
 
     def __init__(self, stream: Stream, length: int):
         super().__init__()
@@ -157,7 +158,7 @@ class _Source(keras.utils.PyDataset):
             [batch] = self._stream.take(1)
             self._last.append(_for_fit(batch))
             self._drawn += 1
-        return self._last[index - self._drawn]  # type: ignore[no-any-return]
+        return self._last[index - self._drawn]
 
     def on_epoch_end(self) -> None:
         self._drawn = 0

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
@@ -91,8 +90,8 @@ def _unreduced(loss: Any) -> keras.Loss:
     """A loss that leaves its values as they are."""
     if isinstance(loss, nn.Module):
         raise DataError(
-            f"{type(loss).__name__} is a loss of PyTorch; a Keras model takes what compile() takes: "
-            "a name, an object of keras.losses, or a function (y_true, y_pred)"
+            f"{type(loss).__name__} is a loss of PyTorch; for a Keras model it is what compile() "
+            "takes: a name, an object of keras.losses, or a function (y_true, y_pred)"
         )
     found = keras.losses.get(loss)
     if isinstance(found, keras.Loss):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ..criteria import Criterion, find_criterion
 from ..errors import ConfigError, nearest
@@ -87,7 +87,10 @@ def prune(
     if validation_data is not None and evaluate is not None:
         raise ConfigError("pass validation_data or evaluate, one of the two")
     if validation_data is not None:
-        metric, evaluate = metric or "loss", _evaluated(validation_data, metric or "loss", batch_size)
+        metric, evaluate = (
+            metric or "loss",
+            _evaluated(validation_data, metric or "loss", batch_size),
+        )
     run = GreedyRun(
         Working(model),
         inputs_for(model, example_inputs),
@@ -105,12 +108,13 @@ def prune(
         out,
         resume=resume,
     )
+    copy = cast(Working, run.model)
     if run.options.updates or run.options.final or run.options.warmup:
-        _check_compiled(model, run.model.model)
-    run.start(FitTrainer(run.model, train, settings, run.options))
+        _check_compiled(model, copy.model)
+    run.start(FitTrainer(copy, train, settings, run.options))
     found = run.go(progress=progress, way="to the budget")
     own = {field.name: getattr(found, field.name) for field in fields(found)}
-    return KerasPruneResult(**{**own, "model": found.model.model})
+    return KerasPruneResult(**{**own, "model": cast(Working, found.model).model})
 
 
 def _with_final(options: Mapping[str, Any], updates: int | None) -> dict[str, Any]:
@@ -157,8 +161,8 @@ def _evaluated(data: Any, metric: str, batch_size: int) -> Callable[[Layer], flo
         )
         if metric not in found:
             raise ConfigError(
-                f"the model is not compiled to measure {metric!r}{nearest(metric, found)}; it gives "
-                f"{', '.join(found)}"
+                f"the model is not compiled to measure {metric!r}{nearest(metric, found)}; it "
+                f"gives {', '.join(found)}"
             )
         return float(found[metric])
 

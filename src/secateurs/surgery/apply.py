@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from types import CodeType, FunctionType, MethodType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -63,7 +63,7 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
     To find out what that must say takes time: who cuts many times does it once, at the end.
     """
     if isinstance(model, FrontEnd):
-        return model.cut(plan, inplace=inplace)
+        return cast(M, model.cut(plan, inplace=inplace))
     modules = modules_of(model)
     if plan.replay:
         check_served(model)
