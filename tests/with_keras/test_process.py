@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import secateurs as sc
 from secateurs.errors import ConfigError, DataError
+from secateurs.keras import PruneCallback
 from secateurs.keras.losses import compiled_loss
 
 from .models import drawn
@@ -244,3 +245,47 @@ def test_what_cannot_be_done_is_refused_with_a_way_out(tmp_path: Path) -> None:
         prune(network(lambda y_true, y_pred: keras.ops.abs(y_pred - y_true)))
     with pytest.raises(ConfigError, match="dense"):
         sc.save(model, None, tmp_path, sparse=True)
+
+
+def test_a_callback_gates_while_the_user_trains_and_cuts_at_the_end() -> None:
+    model = network()
+    callback = PruneCallback(X, Y, budget={"macs": 0.6}, epochs=2)
+    seen: list[list[int]] = []
+
+    def look(epoch: int, logs: Any) -> None:
+        kernel = keras.ops.convert_to_numpy(model.get_layer("second").kernel)
+        seen.append([u for u in range(5) if not kernel[:, :, u].any()])
+
+    watch = keras.callbacks.LambdaCallback(on_epoch_end=look)
+    model.fit(X, Y, epochs=3, verbose=0, callbacks=[callback, watch])
+    assert callback.proof.holds
+    assert len(seen[1]) > len(seen[0]) or len(callback.plan) > len(seen[0])
+    assert seen[2] == seen[1] == sorted(callback.plan.groups.get("first", []))
+    np.testing.assert_allclose(
+        callback.pruned.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-4, atol=1e-5
+    )
+    assert callback.pruned.get_layer("first").filters == 5 - len(seen[2])
+    callback.pruned.fit(X, Y, verbose=0)
+
+
+def test_criteria_are_compared_with_updates_by_fit(tmp_path: Path) -> None:
+    found = sc.compare(
+        network(),
+        X,
+        Y,
+        criteria=["taylor", "l2"],
+        validation_data=(X, Y),
+        metric="accuracy",
+        budgets=[0.6],
+        seeds=[0],
+        updates=2,
+        sensitivity=[],
+        progress=False,
+        out=tmp_path,
+    )
+    cuts = [line for line in found.lines if line.kind == "prune"]
+    assert {line.form for line in cuts} == {"one-shot", "fine-tuned"}
+    assert found.setting.metric_name == "accuracy"
+    assert all(0 <= line.metric <= 1 for line in cuts)
+    with pytest.raises(ConfigError, match="in this process"):
+        sc.compare(network(), X, Y, engine="processes")

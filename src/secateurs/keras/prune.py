@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from ..criteria import Criterion, find_criterion
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError
 from ..process.describe import size_in_bytes
 from ..process.greedy import GreedyRun
 from ..process.options import make_options
 from ..process.result import PruneResult
-from ..process.run import Callback, Evaluate, Hooks
+from ..process.run import Callback, Hooks
 from ..score import needs_loss
 from .data import batches
 from .files import save
 from .fit import FitTrainer, final_updates
+from .judging import Mode, judge
 from .layers import Layer
 from .losses import compiled_loss
 from .module import inputs_for
@@ -52,7 +53,7 @@ def prune(
     validation_data: Any = None,
     evaluate: Callable[[Layer], float] | None = None,
     metric: str = "",
-    mode: Literal["max", "min"] | None = None,
+    mode: Mode | None = None,
     callbacks: Sequence[Callable[[dict[str, Any], Layer], None]] = (),
     out: str | Path | None = None,
     resume: bool = False,
@@ -84,13 +85,7 @@ def prune(
     """
     settings = {"verbose": "auto" if progress else 0, **(finetune or {})}
     train = batches(x, y, sample_weight, batch_size=batch_size, seed=None)
-    if validation_data is not None and evaluate is not None:
-        raise ConfigError("pass validation_data or evaluate, one of the two")
-    if validation_data is not None:
-        metric, evaluate = (
-            metric or "loss",
-            _evaluated(validation_data, metric or "loss", batch_size),
-        )
+    told = judge(evaluate, validation_data, metric, mode, batch_size)
     run = GreedyRun(
         Working(model),
         inputs_for(model, example_inputs),
@@ -100,9 +95,9 @@ def prune(
         Hooks(
             compiled_loss(model, loss) if needs_loss(criterion) else None,
             None,
-            None if evaluate is None else _on_keras(evaluate),
-            metric or "metric",
-            mode or ("min" if metric == "loss" else "max"),
+            told.evaluate,
+            told.metric,
+            told.mode,
             tuple(_told(callback) for callback in callbacks),
         ),
         out,
@@ -143,34 +138,6 @@ def _check_compiled(model: Layer, copy: Layer) -> None:
             "one cannot be compiled alike; register its loss and metrics with "
             "keras.saving.register_keras_serializable"
         )
-
-
-def _evaluated(data: Any, metric: str, batch_size: int) -> Callable[[Layer], float]:
-    """evaluate(model) -> one of the metrics that the model is compiled with."""
-    arrays = isinstance(data, (tuple, list))
-    x, y, *weight = data if arrays else (data, None)
-
-    def evaluate(model: Layer) -> float:
-        found = model.evaluate(
-            x,
-            y,
-            batch_size=batch_size if arrays else None,
-            sample_weight=weight[0] if weight else None,
-            verbose=0,
-            return_dict=True,
-        )
-        if metric not in found:
-            raise ConfigError(
-                f"the model is not compiled to measure {metric!r}{nearest(metric, found)}; it "
-                f"gives {', '.join(found)}"
-            )
-        return float(found[metric])
-
-    return evaluate
-
-
-def _on_keras(function: Callable[[Layer], float]) -> Evaluate:
-    return lambda working: function(working.model)
 
 
 def _told(callback: Callable[[dict[str, Any], Layer], None]) -> Callback:
