@@ -28,7 +28,7 @@ from .pt2 import read_pt2
 M = TypeVar("M", bound=nn.Module)
 
 WEIGHTS, PLAN, HISTORY = "model.safetensors", "plan.json", "history.json"
-MODEL_ONNX = "model.onnx"
+MODEL_ONNX, KERAS = "model.onnx", "model.keras"
 SEAL = "sha256"
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..atomic import replacing
-from ..errors import ConfigError
-from ..files.store import HISTORY, PLAN
+import keras
+
+from ..atomic import check_file, replacing
+from ..errors import ConfigError, FileError
+from ..files.store import HISTORY, KERAS, PLAN
 from ..plan import Plan
 from .layers import Layer
-
-MODEL = "model.keras"
 
 
 def save(
@@ -45,10 +46,31 @@ def save(
     with ExitStack() as files:
         place = {
             name: files.enter_context(replacing(directory / name))
-            for name in (MODEL, PLAN, *([HISTORY] if history is not None else []))
+            for name in (KERAS, PLAN, *([HISTORY] if history is not None else []))
         }
-        model.save(place[MODEL])
+        model.save(place[KERAS])
         place[PLAN].write_text((plan or Plan({}, {}, {})).to_json(), encoding="utf-8")
         if history is not None:
             place[HISTORY].write_text(json.dumps(history, indent=1), encoding="utf-8")
     return directory
+
+
+def load(path: str | Path) -> Layer:
+    """Read a `.keras` file, or a legacy `.h5`, without running code that the file holds.
+
+    It comes compiled as it was saved, where that can be read.
+
+    Raises:
+        FileError: it is missing, damaged, holds code, or needs layers that are not registered.
+    """
+    path = check_file(path)
+    first: Exception | None = None
+    for compiled in (True, False):  # older files name losses that no longer are
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that an optimizer of another backend starts anew
+                return keras.models.load_model(path, compile=compiled, safe_mode=True)
+        except Exception as error:  # noqa: BLE001 - whatever a file makes Keras raise
+            first = first or error
+    reason = str(first).strip().splitlines() or [type(first).__name__]
+    raise FileError(f"{path} cannot be loaded as a Keras model: {reason[0]}") from first
