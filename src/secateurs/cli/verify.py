@@ -115,7 +115,7 @@ def _verify_keras(
     if [t.shape for t in given] != [t.shape for t in wanted]:
         typer.echo("the saved model gives tensors of other shapes than the plan makes")
         return 1
-    if not deviation(given, given)[0] == 0:
+    if deviation(given, given)[0] != 0:
         typer.echo("the saved model gives values that are not finite")
         return 1
     outputs = ", ".join(str(tuple(tensor.shape)) for tensor in given)
