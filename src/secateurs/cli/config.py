@@ -18,6 +18,7 @@ from ..data.images import IMAGENET_MEAN, IMAGENET_STD
 from ..errors import ConfigError, nearest
 from ..process.options import Options, SparsifyOptions
 from .datasets import SCHEMES, is_built_in
+from .keras_files import is_keras_file
 from .models import parse_shape
 
 if sys.version_info >= (3, 11):
@@ -319,7 +320,7 @@ def _complete(file: Path | None, values: Values, budget: bool) -> None:
                 hint = nearest(key, keys(SECTIONS[name]))
                 raise ConfigError(f"{where}[{name}] has no key {key!r}{hint}")
     for name, key in (("model", "path"), ("data", "train"), ("data", "loss")):
-        compiled = key == "loss" and is_keras_file(str(values["model"]["path"]))
+        compiled = key == "loss" and is_keras_file(str(values["model"].get("path")))
         if key not in values.get(name, {}) and not compiled:
             raise ConfigError(f"{where}nothing says the {name}'s {key}: {_mend(name, key)}")
     if budget and not values.get("budget"):
