@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from keras import layers as L
+from tests.with_keras.models import IMAGES, chain, drawn, functional, output, residual
+from tests.with_keras.own import Gated, Mute, Own
 
 import secateurs as sc
 from secateurs.errors import ConfigError, MendError, PlanError, TraceError
@@ -19,14 +21,6 @@ from secateurs.groups import Graph
 from secateurs.keras.module import inputs_for
 from secateurs.keras.recorded import program_of, recorded_by_child
 from secateurs.trace.analyse import Analysis
-
-from .models import chain, drawn, functional, residual
-
-IMAGES = np.random.default_rng(1).normal(size=(3, 5, 5, 2)).astype("float32")
-
-
-def output(model: Any, inputs: Any = IMAGES) -> Any:
-    return keras.ops.convert_to_numpy(model(inputs, training=False))
 
 
 def test_groups_name_the_variables() -> None:
@@ -170,38 +164,6 @@ def test_what_cannot_be_compiled_anew_is_said() -> None:
     assert not small.compiled
 
 
-@keras.saving.register_keras_serializable("tests")
-class Gated(L.Layer):
-    """Two projections of one width, multiplied."""
-
-    def __init__(self, width: int, out: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.width, self.out = width, out
-        self.up, self.gate, self.down = L.Dense(width), L.Dense(width), L.Dense(out)
-
-    def build(self, shape: Any) -> None:
-        self.up.build(shape)
-        self.gate.build(shape)
-        self.down.build((*shape[:-1], self.width))
-
-    def call(self, x: Any) -> Any:
-        return self.down(self.up(x) * self.gate(x))
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "width": self.width, "out": self.out}
-
-
-@keras.saving.register_keras_serializable("tests")
-class Mute(Gated):
-    """The same, with sizes that its configuration does not say."""
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(6, 5, **kwargs)
-
-    def get_config(self) -> dict[str, Any]:
-        return {"name": self.name}
-
-
 def test_a_layer_of_the_user_is_cut_by_its_configuration() -> None:
     model = chain((4,), L.Dense(6, name="first"), Gated(6, 5, name="own"), L.Dense(2))
     graph = sc.trace(model)
@@ -225,22 +187,6 @@ class Nowhere(L.Dense):
 
 
 Nowhere.__module__ = "nowhere"
-
-
-@keras.saving.register_keras_serializable("tests")
-class Own(keras.Model):
-    """A model with code of its own."""
-
-    def __init__(self, width: int = 6, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.width = width
-        self.hidden, self.head = L.Dense(width, activation="relu"), L.Dense(2)
-
-    def call(self, x: Any) -> Any:
-        return self.head(self.hidden(x))
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "width": self.width}
 
 
 def test_a_child_process_records_the_same() -> None:
