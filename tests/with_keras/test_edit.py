@@ -50,6 +50,7 @@ def test_insert_in_a_chain(where: str) -> None:
     np.testing.assert_allclose(output(larger, X), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.smoke
 def test_replace_in_a_chain() -> None:
     model = square_chain()
     other = sc.replace_layer(model, model.get_layer("b"), L.Activation("tanh", name="t"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from keras import layers as L
-from tests.with_keras.models import IMAGES, chain, drawn, functional, output, residual
+from tests.with_keras.models import IMAGES, chain, drawn, output, residual
 from tests.with_keras.own import Gated, Mute, Own
 
 import secateurs as sc
@@ -39,6 +39,7 @@ def test_groups_name_the_variables() -> None:
     assert reasons["stem/kernel", 0] == "kernel axis"
 
 
+@pytest.mark.smoke
 def test_a_kernel_is_cut_where_a_hand_would_cut_it() -> None:
     model = residual()
     small = sc.delete_channels(model, {"inner": [1, 4]})
@@ -56,6 +57,7 @@ def test_a_kernel_is_cut_where_a_hand_would_cut_it() -> None:
         np.testing.assert_array_equal(after, before[index])
 
 
+@pytest.mark.smoke
 def test_a_rebuild_that_changes_nothing_is_the_same_to_the_bit() -> None:
     model = residual()
     same = sc.apply(model, sc.trace(model).plan({}))
@@ -119,6 +121,7 @@ def two_towers() -> Any:
     return drawn(keras.Model({"left": left, "right": right}, outputs))
 
 
+@pytest.mark.smoke
 def test_shared_layers_and_models_inside() -> None:
     model = two_towers()
     graph = sc.trace(model)
@@ -132,6 +135,7 @@ def test_shared_layers_and_models_inside() -> None:
     assert small.get_layer("encoder").get_layer("hidden").units < 5
 
 
+@pytest.mark.smoke
 def test_flags_compiled_state_and_slots_are_carried_over() -> None:
     model = residual()
     model.get_layer("norm").trainable = False
@@ -164,6 +168,7 @@ def test_what_cannot_be_compiled_anew_is_said() -> None:
     assert not small.compiled
 
 
+@pytest.mark.smoke
 def test_a_layer_of_the_user_is_cut_by_its_configuration() -> None:
     model = chain((4,), L.Dense(6, name="first"), Gated(6, 5, name="own"), L.Dense(2))
     graph = sc.trace(model)
@@ -219,18 +224,6 @@ def test_other_verbs_refuse_keras_models() -> None:
         sc.prune(model, torch.zeros(1), train=[], loss=None, budget={"macs": 0.5})
     with pytest.raises(ConfigError, match="takes Keras models only"):
         sc.delete_layer(torch.nn.Sequential(), "0")
-
-
-def test_unequal_cuts_into_one_shared_layer_are_one_group() -> None:
-    def body(x: Any) -> Any:
-        shared = L.Dense(3, name="shared")
-        one, other = L.Dense(6, name="one")(x), L.Dense(6, name="other")(x)
-        return L.Add()([shared(one), shared(other)])
-
-    graph = sc.trace(functional((4,), body))
-    assert graph["one"] is graph["other"]
-    with pytest.raises(PlanError, match="twice"):
-        graph.plan({"one": [0], "other": [0]})
 
 
 def test_an_impossible_edit_changes_nothing() -> None:
