@@ -11,10 +11,12 @@ KERAS := .venv-keras
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+ON_KERAS := env OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo compare-demo test test-browser test-keras check docs pictures format train soak fuzz fuzz-files \
+.PHONY: help demo compare-demo test test-browser test-keras keras-zoo check docs pictures format train soak fuzz fuzz-files \
 	bench-cut bench-oracle bench-score bench-workers bench-lenet bench-report bench-sparse export-zoo \
 	versus vgg clean bench-dead bench-masks sparsify-zoo
 
@@ -24,8 +26,10 @@ help:  ## list the targets
 demo: $(VENV)/.runtime  ## prune a LeNet-5 trained on MNIST
 	$(BIN)/python examples/mnist/demo.py
 
-test: $(VENV)/.test  ## run the tests, in JOBS processes
+test: $(VENV)/.test $(KERAS)/.created  ## run the tests, in JOBS processes; some on TensorFlow and JAX too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
+	printf '%s\n' tensorflow jax | xargs -P $(JOBS) -I BACKEND $(ON_KERAS) KERAS_BACKEND=BACKEND \
+		$(KERAS)/bin/python -m pytest -q -p no:cacheprovider -m smoke tests/with_keras
 
 test-browser: $(VENV)/.test  ## open the report in the Chromium of this machine (or in CHROMIUM)
 	OMP_NUM_THREADS=1 SECATEURS_BROWSER=required $(BIN)/python -m pytest -q tests/test_report_browser.py
@@ -40,11 +44,15 @@ docs: $(VENV)/.docs  ## build the site in site/; any warning fails
 		--output docs/reference/commands.md >/dev/null
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs $(JOBS) docs site
 
-test-keras: $(KERAS)/.created  ## the tests of Keras models on TensorFlow and JAX, in an environment of its own
-	for backend in tensorflow jax; do \
-		KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 \
-			$(KERAS)/bin/python -m pytest -q -n $(JOBS) tests/with_keras || exit 1; \
+test-keras: $(KERAS)/.created  ## all tests of Keras models on TensorFlow, JAX and PyTorch
+	for backend in tensorflow jax torch; do \
+		$(ON_KERAS) KERAS_BACKEND=$$backend $(KERAS)/bin/python -m pytest -q -n $(JOBS) tests/with_keras \
+			|| exit 1; \
 	done
+
+keras-zoo: $(KERAS)/.created  ## ten networks of keras.applications, cut, and loaded on every backend
+	$(ON_KERAS) PYTHONPATH=benchmarks:examples/mnist $(KERAS)/bin/python benchmarks/keras_zoo.py \
+		--out docs/results/keras-zoo.md
 
 pictures: $(VENV)/.runtime  ## draw the pictures of the docs anew, from a real trace
 	$(BIN)/python docs/pictures.py
@@ -174,10 +182,13 @@ clean:  ## remove .venv and every cache
 	rm -rf $(VENV) $(KERAS) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(KERAS)/.created: pyproject.toml constraints.txt
+# TensorFlow and JAX, and behind them whatever .venv has
+$(KERAS)/.created: $(VENV)/.test
 	$(PYTHON) -m venv --clear $(KERAS)
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		>"$$($(KERAS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/behind.pth"
 	$(KERAS)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
-		--editable '.[keras]' pytest pytest-xdist hypothesis tensorflow-cpu==2.21.0 jax==0.10.2
+		tensorflow-cpu jax
 	touch $@
 
 $(VENV)/.created:

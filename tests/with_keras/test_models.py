@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from keras import layers as L
+from tests.with_keras.models import IMAGES, chain, drawn, output, residual
+from tests.with_keras.own import Gated, Mute, Own
 
 import secateurs as sc
 from secateurs.errors import ConfigError, MendError, PlanError, TraceError
@@ -19,14 +21,6 @@ from secateurs.groups import Graph
 from secateurs.keras.module import inputs_for
 from secateurs.keras.recorded import program_of, recorded_by_child
 from secateurs.trace.analyse import Analysis
-
-from .models import chain, drawn, functional, residual
-
-IMAGES = np.random.default_rng(1).normal(size=(3, 5, 5, 2)).astype("float32")
-
-
-def output(model: Any, inputs: Any = IMAGES) -> Any:
-    return keras.ops.convert_to_numpy(model(inputs, training=False))
 
 
 def test_groups_name_the_variables() -> None:
@@ -45,6 +39,7 @@ def test_groups_name_the_variables() -> None:
     assert reasons["stem/kernel", 0] == "kernel axis"
 
 
+@pytest.mark.smoke
 def test_a_kernel_is_cut_where_a_hand_would_cut_it() -> None:
     model = residual()
     small = sc.delete_channels(model, {"inner": [1, 4]})
@@ -62,6 +57,7 @@ def test_a_kernel_is_cut_where_a_hand_would_cut_it() -> None:
         np.testing.assert_array_equal(after, before[index])
 
 
+@pytest.mark.smoke
 def test_a_rebuild_that_changes_nothing_is_the_same_to_the_bit() -> None:
     model = residual()
     same = sc.apply(model, sc.trace(model).plan({}))
@@ -125,6 +121,7 @@ def two_towers() -> Any:
     return drawn(keras.Model({"left": left, "right": right}, outputs))
 
 
+@pytest.mark.smoke
 def test_shared_layers_and_models_inside() -> None:
     model = two_towers()
     graph = sc.trace(model)
@@ -138,6 +135,7 @@ def test_shared_layers_and_models_inside() -> None:
     assert small.get_layer("encoder").get_layer("hidden").units < 5
 
 
+@pytest.mark.smoke
 def test_flags_compiled_state_and_slots_are_carried_over() -> None:
     model = residual()
     model.get_layer("norm").trainable = False
@@ -170,38 +168,7 @@ def test_what_cannot_be_compiled_anew_is_said() -> None:
     assert not small.compiled
 
 
-@keras.saving.register_keras_serializable("tests")
-class Gated(L.Layer):
-    """Two projections of one width, multiplied."""
-
-    def __init__(self, width: int, out: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.width, self.out = width, out
-        self.up, self.gate, self.down = L.Dense(width), L.Dense(width), L.Dense(out)
-
-    def build(self, shape: Any) -> None:
-        self.up.build(shape)
-        self.gate.build(shape)
-        self.down.build((*shape[:-1], self.width))
-
-    def call(self, x: Any) -> Any:
-        return self.down(self.up(x) * self.gate(x))
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "width": self.width, "out": self.out}
-
-
-@keras.saving.register_keras_serializable("tests")
-class Mute(Gated):
-    """The same, with sizes that its configuration does not say."""
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(6, 5, **kwargs)
-
-    def get_config(self) -> dict[str, Any]:
-        return {"name": self.name}
-
-
+@pytest.mark.smoke
 def test_a_layer_of_the_user_is_cut_by_its_configuration() -> None:
     model = chain((4,), L.Dense(6, name="first"), Gated(6, 5, name="own"), L.Dense(2))
     graph = sc.trace(model)
@@ -225,22 +192,6 @@ class Nowhere(L.Dense):
 
 
 Nowhere.__module__ = "nowhere"
-
-
-@keras.saving.register_keras_serializable("tests")
-class Own(keras.Model):
-    """A model with code of its own."""
-
-    def __init__(self, width: int = 6, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.width = width
-        self.hidden, self.head = L.Dense(width, activation="relu"), L.Dense(2)
-
-    def call(self, x: Any) -> Any:
-        return self.head(self.hidden(x))
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "width": self.width}
 
 
 def test_a_child_process_records_the_same() -> None:
@@ -273,18 +224,6 @@ def test_other_verbs_refuse_keras_models() -> None:
         sc.prune(model, torch.zeros(1), train=[], loss=None, budget={"macs": 0.5})
     with pytest.raises(ConfigError, match="takes Keras models only"):
         sc.delete_layer(torch.nn.Sequential(), "0")
-
-
-def test_unequal_cuts_into_one_shared_layer_are_one_group() -> None:
-    def body(x: Any) -> Any:
-        shared = L.Dense(3, name="shared")
-        one, other = L.Dense(6, name="one")(x), L.Dense(6, name="other")(x)
-        return L.Add()([shared(one), shared(other)])
-
-    graph = sc.trace(functional((4,), body))
-    assert graph["one"] is graph["other"]
-    with pytest.raises(PlanError, match="twice"):
-        graph.plan({"one": [0], "other": [0]})
 
 
 def test_an_impossible_edit_changes_nothing() -> None:

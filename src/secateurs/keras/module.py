@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -17,17 +18,22 @@ class Module(nn.Module):
     """What the rest of the library needs of a Keras model: its tensors by name, and its outputs.
 
     On the torch backend the tensors are those of the model itself; elsewhere they are copies.
+
+    Args:
+        model: any Keras model.
+        names: of its variables, in their order; those of `variables_of` if left out.
     """
 
-    def __init__(self, model: Layer):
+    def __init__(self, model: Layer, names: Iterable[str] | None = None):
         super().__init__()
-        self.stand_for(model)
+        self.stand_for(model, names)
 
-    def stand_for(self, model: Layer) -> None:
+    def stand_for(self, model: Layer, names: Iterable[str] | None = None) -> None:
         """Take up the tensors of a model: of another one, or as they are now."""
         self._parameters.clear()
         self._modules.clear()
-        for name, variable in variables_of(model).items():
+        own = variables_of(model)
+        for name, variable in zip(own if names is None else names, own.values(), strict=True):
             self._parameters[name] = as_tensor(variable)
         if keras.backend.backend() == "torch":
             for path, layer in layers_of(model).items():

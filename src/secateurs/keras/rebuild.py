@@ -22,6 +22,7 @@ from .search import edited, located
 Shapes: TypeAlias = Mapping[int, tuple[int, ...]]  # id of a variable -> its new shape
 
 _TRIALS = 200
+_GONE = object()  # in place of a tensor that the change leaves nothing of
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,10 @@ class Rebuilt:
 
     def _call(self, old: Layer, *args: Any, **kwargs: Any) -> Any:
         """Call what stands in the place of an old layer."""
+        if self._goes(old, args, kwargs):
+            return _GONE
+        if isinstance(old, keras.layers.Concatenate):
+            args = ([x for x in args[0] if x is not _GONE], *args[1:])
         place = self._place(old)
         for layer in place.before:
             args = (layer(args[0]), *args[1:])
@@ -124,6 +129,23 @@ class Rebuilt:
         for layer in place.after:
             out = layer(out)
         return out
+
+    def _goes(self, old: Layer, args: Any, kwargs: Any) -> bool:
+        """Whether nothing is left of what a layer gives.
+
+        Raises:
+            MendError: something is, and nothing is left of what it takes.
+        """
+        weights = weights_of(old)
+        if weights and all(0 in self.change.shapes.get(id(v), ()) for v in weights):
+            return True
+        gone = [x is _GONE for x in keras.tree.flatten([args, kwargs])]
+        if not any(gone) or (isinstance(old, keras.layers.Concatenate) and not all(gone)):
+            return False
+        passed = keras.tree.flatten([args, kwargs])
+        if weights or any(keras.utils.is_keras_tensor(x) for x in passed):
+            raise MendError(f"nothing reaches the layer {old.name!r} any more; delete it first")
+        return True
 
     def _renewed(self, old: Layer, args: Any, kwargs: Any) -> Layer:
         """The new layer for an old one; a shared layer stays shared."""

@@ -43,6 +43,9 @@ def to_data(program: Program) -> dict[str, Any]:
         "floats": [[*attribute, x] for attribute, x in program.floats.items()],
         "parameters": {name: list(shape) for name, shape in program.parameters.items()},
         "looks": program.looks,
+        "on_shapes": program.on_shapes,
+        "states": program.states,
+        "apart": program.apart,
     }  # fmt: skip
 
 
@@ -68,6 +71,9 @@ def from_data(data: Mapping[str, Any], constants: Mapping[int, torch.Tensor]) ->
         floats={Attribute(*at): x for *at, x in data["floats"]},
         parameters={name: tuple(shape) for name, shape in data["parameters"].items()},
         looks=data["looks"],
+        on_shapes=data["on_shapes"],
+        states=[(given, made) for given, made in data["states"]],
+        apart=[(one, other) for one, other in data["apart"]],
     )  # fmt: skip
 
 
