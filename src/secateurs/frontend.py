@@ -11,6 +11,7 @@ from torch import nn
 if TYPE_CHECKING:
     from .groups import Graph
     from .plan import Plan
+    from .trace.program import Program
 
 
 class FrontEnd(nn.Module, ABC):
@@ -23,6 +24,10 @@ class FrontEnd(nn.Module, ABC):
     @abstractmethod
     def traced(self, example_inputs: Any) -> Graph:
         """See `gates.trace`."""
+
+    @abstractmethod
+    def recorded(self, example_inputs: Any) -> Program:
+        """See `trace.record.record`."""
 
     @abstractmethod
     def cut(self, plan: Plan, *, inplace: bool) -> FrontEnd:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import DataError
 from .data import Weighted
 from .layers import Layer
+from .native import Native
 
 
 def compiled_loss(model: Layer, loss: Any = None) -> Callable[[Any, Any], Tensor]:
@@ -49,11 +50,19 @@ class PerExample:
         self.__qualname__ = str(getattr(loss, "name", getattr(loss, "__name__", loss)))
 
     def __call__(self, output: Any, target: Any) -> Tensor:
-        y, weight = target if isinstance(target, Weighted) else (target, None)
         outputs = self._listed(output, None)
-        several = len(outputs) > 1
+        if keras.backend.backend() == "torch":
+            return self._rows(outputs, target)
+        own = keras.tree.map_structure(
+            lambda leaf: keras.ops.convert_to_tensor(leaf.cpu().numpy()), target
+        )
+        return Native.apply(lambda native: self._rows(native, own), *outputs)  # type: ignore[no-any-return]
+
+    def _rows(self, outputs: list[Any], target: Any) -> Any:
+        """The same of tensors of the backend."""
+        y, weight = target if isinstance(target, Weighted) else (target, None)
         parts = (
-            self._listed(y, outputs) if several else keras.tree.flatten(y),
+            self._listed(y, outputs) if len(outputs) > 1 else keras.tree.flatten(y),
             self._listed(weight, outputs),
             self._listed(self._loss, outputs),
             self._listed(self._weights, outputs),
@@ -74,12 +83,12 @@ class PerExample:
         return [nest] * (1 if outputs is None else len(outputs))
 
 
-def _rows(loss: Any, output: Tensor, y: Any, weight: Any) -> Tensor:
+def _rows(loss: Any, output: Any, y: Any, weight: Any) -> Any:
     """The loss of one output for each example, (examples,)."""
-    one = _unreduced(loss)
-    values = one(y, output, sample_weight=weight)
-    rows = values.reshape(len(output), -1)
-    return rows.sum(1) if _reduction(loss) == "sum" else rows.mean(1)
+    values = _unreduced(loss)(y, output, sample_weight=weight)
+    rows = keras.ops.reshape(values, (len(output), -1))
+    whole = keras.ops.sum if _reduction(loss) == "sum" else keras.ops.mean
+    return whole(rows, axis=1)
 
 
 def _reduction(loss: Any) -> Any:

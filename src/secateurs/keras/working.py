@@ -9,11 +9,13 @@ import torch
 from ..frontend import FrontEnd
 from ..groups import Graph
 from ..plan import Plan
+from ..trace.program import Program
 from .carry import carry, native
 from .cut import apply, trace
 from .layers import Layer, variables_of
 from .module import Module
 from .rebuild import Change, Rebuilt
+from .recorded import program_of
 
 
 class Working(Module, FrontEnd):
@@ -28,6 +30,10 @@ class Working(Module, FrontEnd):
     def traced(self, example_inputs: Any) -> Graph:
         """See `FrontEnd.traced`."""
         return trace(self.model, example_inputs)
+
+    def recorded(self, example_inputs: Any) -> Program:
+        """See `FrontEnd.recorded`."""
+        return program_of(self.model, example_inputs)
 
     def cut(self, plan: Plan, *, inplace: bool) -> Working:
         """See `FrontEnd.cut`."""
