@@ -65,8 +65,8 @@ def without(model: Any, layer: str, unit: int) -> Any:
 def test_the_oracle_is_what_evaluate_says_without_each_unit() -> None:
     model = network()
     found = sc.oracle(model, sc.trace(model), X, Y, metric="sparse_categorical_accuracy")
-    assert found.uncut["loss"] == pytest.approx(mean_loss(model), rel=1e-5)
-    assert found.uncut["metric"] == pytest.approx(model.evaluate(X, Y, verbose=0)[1])
+    assert found.base["loss"] == pytest.approx(mean_loss(model), rel=1e-5)
+    assert found.base["metric"] == pytest.approx(model.evaluate(X, Y, verbose=0)[1])
     for unit, change in enumerate(found.loss["first"]):
         cut = mean_loss(without(model, "second", unit))
         assert change == pytest.approx(cut - mean_loss(model), rel=1e-3, abs=1e-5)
@@ -150,7 +150,7 @@ def test_several_outputs_have_losses_and_weights_of_their_own() -> None:
     model.compile("sgd", losses, loss_weights={"kind": 1.0, "sign": 0.25})
     y = [Y, (Y > 0).astype("float32")[:, None]]
     found = sc.oracle(model, sc.trace(model), X, y)
-    assert found.uncut["loss"] == pytest.approx(mean_loss(model, X, y), rel=1e-5)
+    assert found.base["loss"] == pytest.approx(mean_loss(model, X, y), rel=1e-5)
     assert sc.score(model, sc.trace(model), X, y)["conv"].shape == (4,)
 
 
