@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,10 @@ def test_a_model_is_pruned_to_its_budget_with_its_own_fit(tmp_path: Path) -> Non
     result.report(tmp_path / "report.html")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), result.model.predict(X, verbose=0))
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        config = json.loads(archive.read("config.json"))
+    optimizer = config["compile_config"]["optimizer"]
+    assert (optimizer["module"], optimizer["class_name"]) == ("keras.optimizers", "Adam")
     assert sc.Plan.load(tmp_path / "plan.json") == result.plan
     other = drawn(sc.apply(model, result.plan), seed=1)  # the negative control
     assert not sc.verify(model, other, result.plan).holds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,35 @@ def save(
             for name in (KERAS, PLAN, *([HISTORY] if history is not None else []))
         }
         model.save(place[KERAS])
+        _for_every_backend(place[KERAS])
         place[PLAN].write_text((plan or Plan({}, {}, {})).to_json(), encoding="utf-8")
         if history is not None:
             place[HISTORY].write_text(json.dumps(history, indent=1), encoding="utf-8")
     return directory
+
+
+def _for_every_backend(path: Path) -> None:
+    """Name optimizers by their public names: a class of the torch backend loads nowhere else."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {info: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for info, content in parts.items():
+            if info.filename == "config.json":
+                config = json.loads(content)
+                _rename(config)
+                content = json.dumps(config).encode()
+            archive.writestr(info, content)
+
+
+def _rename(nest: Any) -> None:
+    if isinstance(nest, dict):
+        if str(nest.get("module")).startswith("keras.src.backend."):
+            nest["module"] = "keras.optimizers"
+        for value in nest.values():
+            _rename(value)
+    elif isinstance(nest, list):
+        for value in nest:
+            _rename(value)
 
 
 def load(path: str | Path) -> Layer:
