@@ -10,10 +10,11 @@ from .compare import compare
 from .cut import apply, delete_channels, trace, verify
 from .edit import delete_layer, insert_layer, replace_layer
 from .files import save
-from .prune import prune
+from .prune import KerasPruneResult, prune
 from .scoring import oracle, score
 
 __all__ = [
+    "KerasPruneResult",
     "PruneCallback",
     "apply",
     "compare",
