@@ -298,5 +298,9 @@ def test_criteria_are_compared_with_updates_by_fit(tmp_path: Path) -> None:
     assert [line.form for line in cuts] == ["fine-tuned"]
     assert found.setting.metric_name == "accuracy"
     assert all(0 <= line.metric <= 1 for line in cuts)
+    [group] = sc.sensitivity(
+        network(), X, Y, criterion="l2", only="first", fractions=[0.4], progress=False
+    ).sensitivities()
+    assert [removed for removed, loss in group.points] == [0.0, 0.4]
     with pytest.raises(ConfigError, match="in this process"):
         sc.compare(network(), X, Y, engine="processes")
