@@ -51,6 +51,7 @@ def cut(name: str, size: int, folder: Path) -> dict:
     record: dict = {}
     for dtype in ("float64", "float32"):
         keras.config.set_floatx(dtype)
+        keras.config.set_dtype_policy(dtype)
         model, x = network(name, size), keras.ops.convert_to_tensor(images(size, dtype))
         graph = sc.trace(model, x)
         plan = graph.random_plan(FRACTION)

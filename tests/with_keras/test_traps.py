@@ -79,7 +79,7 @@ def test_a_lambda_in_a_file_is_not_run() -> None:
 
 def test_a_loss_and_the_moments_survive_an_h5_file(tmp_path: Path) -> None:
     model = residual()
-    model.compile("adam", "mse")
+    model.compile("adam", keras.losses.MeanSquaredError())
     model.fit(IMAGES, np.ones((3, 3)), verbose=0)
     model.save(tmp_path / "old.h5")
     old = keras.models.load_model(tmp_path / "old.h5", compile=False)
@@ -87,6 +87,6 @@ def test_a_loss_and_the_moments_survive_an_h5_file(tmp_path: Path) -> None:
     assert not small.compiled
     old = keras.models.load_model(tmp_path / "old.h5")
     small = sc.delete_channels(old, {"inner": [0]})
-    assert small.loss == old.loss
+    assert isinstance(small.loss, keras.losses.MeanSquaredError)
     assert int(small.optimizer.iterations) == 1
     assert small.fit(IMAGES, np.ones((3, 3)), verbose=0).history["loss"][0] > 0
