@@ -178,6 +178,11 @@ zoo: $(VENV)/.zoo  ## the coverage table: every network of its list, cut, in JOB
 	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/coverage_table.py \
 		--jobs $(JOBS) --only "$(ONLY)" $(if $(AGAIN),--again) --out docs/coverage.md
 
+.PHONY: keras-cifar
+keras-cifar: $(VENV)/.test  ## prune a Keras network trained on CIFAR-10 to half of its MACs, from SEED
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/keras_cifar.py \
+		--seed $(SEED) --out docs/results/keras-cifar.md
+
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) $(KERAS) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .errors import LawError, TraceError
+from .frontend import FrontEnd
 from .groups import Graph, Selection
 from .mendable import give_up, settle
 from .plan import Plan
@@ -112,6 +113,8 @@ def trace(model: nn.Module, example_inputs: Any = None, *, replay: bool = False)
     >>> [(g.name, g.kind, g.size) for g in sc.trace(net, torch.zeros(1, 4)).groups]
     [('0', 'neuron', 8)]
     """
+    if isinstance(model, FrontEnd):
+        return model.traced(example_inputs)
     if not isinstance(model, nn.Module):
         raise TraceError(f"a torch.nn.Module is expected first, not {type(model).__name__}")
     if any(isinstance(module, Replayed) for module in model.modules()):

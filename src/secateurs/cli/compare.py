@@ -103,7 +103,7 @@ def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> An
     from .. import compare
 
     how = config.compare
-    network, inputs, data = opened(config, 0)
+    given, data = opened(config, 0, "data")
     lines = config.out / COMPARISON
     if lines.exists() and not resume:
         if not overwrite:
@@ -112,9 +112,7 @@ def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> An
             )
         lines.unlink()
     return compare(
-        network,
-        inputs,
-        data=data.pop("train"),
+        *given,
         criteria=how.criteria or "all",
         preset=how.preset,
         out=config.out,

@@ -72,11 +72,10 @@ def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> Sp
     from .. import sparsify
 
     how = config.sparsify
-    network, inputs, data = opened(config, how.seed)
+    given, data = opened(config, how.seed)
     writable(config.out, replace=resume or overwrite)
     return sparsify(
-        network,
-        inputs,
+        *given,
         out=config.out,
         resume=resume,
         progress=progress,

@@ -38,7 +38,7 @@ def carry(
             pairs += zip(weights_of(layer), weights_of(rebuilt.new[id(layer)]), strict=True)
     for before, after in pairs:
         value = values.get(id(before))
-        after.assign(_native(as_tensor(before) if value is None else value))
+        after.assign(native(as_tensor(before) if value is None else value))
     _set_trainable(old, rebuilt.model, rebuilt.new)
     for before, after in pairs:
         if after.trainable != before.trainable:
@@ -53,7 +53,7 @@ def _walk(layer: Layer) -> list[Layer]:
     return [layer, *(leaf for own in inner for leaf in _walk(own))]
 
 
-def _native(tensor: torch.Tensor) -> Any:
+def native(tensor: torch.Tensor) -> Any:
     """A tensor as the backend takes it."""
     tensor = tensor.detach()
     if keras.backend.backend() == "torch":
@@ -103,4 +103,4 @@ def _carry_slots(
         if lost is not None and tuple(value.shape) == lost.shape:
             value = lost.cut(value)
         if tuple(value.shape) == tuple(after.shape):
-            after.assign(_native(value))
+            after.assign(native(value))

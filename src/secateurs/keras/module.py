@@ -26,6 +26,12 @@ class Module(nn.Module):
 
     def __init__(self, model: Layer, names: Iterable[str] | None = None):
         super().__init__()
+        self.stand_for(model, names)
+
+    def stand_for(self, model: Layer, names: Iterable[str] | None = None) -> None:
+        """Take up the tensors of a model: of another one, or as they are now."""
+        self._parameters.clear()
+        self._modules.clear()
         own = variables_of(model)
         for name, variable in zip(own if names is None else names, own.values(), strict=True):
             self._parameters[name] = as_tensor(variable)
@@ -65,11 +71,11 @@ def inputs_for(model: Layer, example_inputs: Any = None) -> Any:
     """
     if example_inputs is None:
         example_inputs = _drawn(model)
-    inputs = keras.tree.map_structure(_input, example_inputs)
+    inputs = keras.tree.map_structure(as_input, example_inputs)
     return tuple(inputs) if isinstance(inputs, list) else inputs
 
 
-def _input(value: Any) -> torch.Tensor:
+def as_input(value: Any) -> torch.Tensor:
     if torch.is_tensor(value):
         return value
     array = np.asarray(value)

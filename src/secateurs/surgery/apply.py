@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from types import CodeType, FunctionType, MethodType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from ..errors import PlanError
+from ..frontend import FrontEnd
 from ..plan import Plan
 from ..slices import Known
 from ..trace.record import caches, model_tensors, modules_of
@@ -61,6 +62,8 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
 
     To find out what that must say takes time: who cuts many times does it once, at the end.
     """
+    if isinstance(model, FrontEnd):
+        return cast(M, model.cut(plan, inplace=inplace))
     modules = modules_of(model)
     if plan.replay:
         check_served(model)
