@@ -43,15 +43,15 @@ def law_holds(model: Any) -> None:
 
 # Between a convolution of 6 filters and Flatten, from the axis of the channels.
 IMAGES: dict[str, Callable[[int], list[Any]]] = {
-    "conv": lambda _: [conv(5, dilation_rate=2, use_bias=False), L.Conv2D(4, 2, strides=2)],
+    "conv": lambda _: [conv(5, dilation_rate=2, use_bias=False), L.Conv2D(3, 2, strides=2)],
     "transposed": lambda _: [
         L.Conv2DTranspose(5, 3, padding="same"),
-        L.Conv2DTranspose(4, 2, strides=2, use_bias=False),
+        L.Conv2DTranspose(4, 2, strides=2),
     ],
     "depthwise": lambda _: [L.DepthwiseConv2D(3, padding="same") for _ in range(2)],
     "depthwise-multiplied": lambda _: [L.DepthwiseConv2D(3, depth_multiplier=2, padding="same")],
     "separable": lambda _: [L.SeparableConv2D(7, 3, padding="same")],
-    "separable-multiplied": lambda _: [L.SeparableConv2D(5, 2, depth_multiplier=2, strides=2)],
+    "separable-multiplied": lambda _: [L.SeparableConv2D(7, 2, depth_multiplier=2, strides=2)],
     "grouped": lambda _: [conv(8, groups=2)],
     "grouped-one-each": lambda _: [conv(12, groups=6)],
     "batch-norm": lambda axis: [L.BatchNormalization(axis=axis), L.ReLU()],

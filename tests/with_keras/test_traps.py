@@ -92,7 +92,7 @@ def test_a_loss_and_the_moments_survive_an_h5_file(tmp_path: Path) -> None:
     old = keras.models.load_model(tmp_path / "old.h5")
     small = sc.delete_channels(old, {"inner": [0]})
     assert isinstance(small.loss, keras.losses.MeanSquaredError)
-    assert int(small.optimizer.iterations) == 1
+    assert int(small.optimizer.iterations) == int(old.optimizer.iterations)
     assert small.fit(IMAGES, np.ones((3, 3)), verbose=0).history["loss"][0] > 0
 
 
