@@ -43,15 +43,15 @@ def law_holds(model: Any) -> None:
 
 # Between a convolution of 6 filters and Flatten, from the axis of the channels.
 IMAGES: dict[str, Callable[[int], list[Any]]] = {
-    "conv": lambda _: [conv(5, dilation_rate=2, use_bias=False), L.Conv2D(4, 2, strides=2)],
+    "conv": lambda _: [conv(5, dilation_rate=2, use_bias=False), L.Conv2D(3, 2, strides=2)],
     "transposed": lambda _: [
         L.Conv2DTranspose(5, 3, padding="same"),
-        L.Conv2DTranspose(4, 2, strides=2, use_bias=False),
+        L.Conv2DTranspose(4, 2, strides=2),
     ],
     "depthwise": lambda _: [L.DepthwiseConv2D(3, padding="same") for _ in range(2)],
     "depthwise-multiplied": lambda _: [L.DepthwiseConv2D(3, depth_multiplier=2, padding="same")],
     "separable": lambda _: [L.SeparableConv2D(7, 3, padding="same")],
-    "separable-multiplied": lambda _: [L.SeparableConv2D(5, 2, depth_multiplier=2, strides=2)],
+    "separable-multiplied": lambda _: [L.SeparableConv2D(7, 2, depth_multiplier=2, strides=2)],
     "grouped": lambda _: [conv(8, groups=2)],
     "grouped-one-each": lambda _: [conv(12, groups=6)],
     "batch-norm": lambda axis: [L.BatchNormalization(axis=axis), L.ReLU()],
@@ -89,9 +89,14 @@ IMAGES: dict[str, Callable[[int], list[Any]]] = {
 }  # fmt: skip
 
 
+LAST_ONLY = {"layer-norm", "rms-norm"}  # on torch, Keras normalises over the last axis alone
+
+
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 @pytest.mark.parametrize("name", IMAGES)
 def test_between_a_convolution_and_flatten(name: str, data_format: str) -> None:
+    if name in LAST_ONLY and data_format == "channels_first":
+        pytest.skip("Keras does not run this on torch")
     keras.config.set_image_data_format(data_format)
     last = data_format == "channels_last"
     shape = (WIDTH, WIDTH, 3) if last else (3, WIDTH, WIDTH)

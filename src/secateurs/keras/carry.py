@@ -92,6 +92,7 @@ def _carry_slots(
 ) -> None:
     """Copy an optimizer's variables; those that go with a weight lose what it lost."""
     if not (old.built and new.built) or len(old.variables) != len(new.variables):
+        new.iterations.assign(native(as_tensor(old.iterations)))  # read from .h5, it has no slots
         return
     kept = {id(after): slots.get(id(before)) for before, after in pairs}
     names = {after.path.replace("/", "_"): kept.get(id(after)) for _, after in pairs}

@@ -46,7 +46,8 @@ def main() -> None:
                 record_in(Path(request["folder"]), request["names"], request["objects"])
             except Exception as why:  # noqa: BLE001 - it is handed on, whatever it is
                 error = f"{type(why).__name__}: {str(why).strip()}"
-        print(json.dumps({"error": error}), file=answers, flush=True)
+        answers.write(json.dumps({"error": error}) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
