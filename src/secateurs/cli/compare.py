@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,7 +112,8 @@ def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> An
                 f"{lines} is there already; go on with --resume, give another --out, or --overwrite"
             )
         lines.unlink()
-    return compare(
+    verb: Callable[..., Any] = compare
+    return verb(
         *given,
         criteria=how.criteria or "all",
         preset=how.preset,

@@ -52,7 +52,7 @@ def build(
     elif is_keras_file(path):
         if weights is not None:
             raise ConfigError("a Keras file holds its own weights; leave --weights out")
-        return load_keras(path)  # type: ignore[no-any-return]
+        return load_keras(path)
     else:
         make = _maker(path)
         # only now: what importing the module draws must not matter, it is imported only once

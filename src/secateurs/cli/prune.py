@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -139,7 +140,8 @@ def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> Pr
     if is_keras_file(config.model.path):
         options = own_options(options, Options().model_dump())
     writable(config.out, replace=resume or overwrite)
-    return prune(
+    verb: Callable[..., PruneResult] = prune
+    return verb(
         *given,
         budget=config.budget.given,
         criterion=how.criterion,

@@ -74,7 +74,8 @@ def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> Sp
     how = config.sparsify
     given, data = opened(config, how.seed)
     writable(config.out, replace=resume or overwrite)
-    return sparsify(
+    verb: Callable[..., SparsifyResult] = sparsify
+    return verb(
         *given,
         out=config.out,
         resume=resume,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 from ..compare.comparison import Comparison
 from ..compare.run import compare as compare_module
@@ -81,7 +82,8 @@ class _Fit:
         self._data, self._settings = data, settings
         self._streams: WeakKeyDictionary[Working, Stream] = WeakKeyDictionary()
 
-    def __call__(self, model: Working, updates: int) -> None:
+    def __call__(self, model: nn.Module, updates: int) -> None:
+        model = cast(Working, model)
         seed = torch.initial_seed() % (1 << 62)  # of the experiment; no draw so far changes it
         trainer = FitTrainer(model, self._data, self._settings, Training(seed=seed))
         trainer.stream = self._streams.setdefault(model, trainer.stream)

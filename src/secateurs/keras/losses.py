@@ -56,7 +56,7 @@ class PerExample:
         own = keras.tree.map_structure(
             lambda leaf: keras.ops.convert_to_tensor(leaf.cpu().numpy()), target
         )
-        return Native.apply(lambda native: self._rows(native, own), *outputs)  # type: ignore[no-any-return]
+        return Native.apply(lambda native: self._rows(native, own), *outputs)
 
     def _rows(self, outputs: list[Any], target: Any) -> Any:
         """The same of tensors of the backend."""

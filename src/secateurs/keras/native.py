@@ -26,7 +26,7 @@ class Native(torch.autograd.Function):
     def forward(ctx: Any, rows: Rows, *outputs: torch.Tensor) -> torch.Tensor:
         ctx.rows = rows
         ctx.save_for_backward(*outputs)
-        return as_tensor(rows(_tensors(outputs)))  # type: ignore[no-any-return]
+        return as_tensor(rows(_tensors(outputs)))
 
     @staticmethod
     @once_differentiable
