@@ -19,7 +19,7 @@ import secateurs as sc
 from secateurs.errors import ConfigError, MendError, PlanError, TraceError
 from secateurs.groups import Graph
 from secateurs.keras.module import inputs_for
-from secateurs.keras.recorded import program_of, recorded_by_child
+from secateurs.keras.recorded import Recorder, _kept, program_of, recorded_by_child
 from secateurs.trace.analyse import Analysis
 
 
@@ -204,6 +204,17 @@ def test_a_child_process_records_the_same() -> None:
     assert sc.verify(model, sc.apply(model, plan), plan, inputs, graph=graph).holds
     with pytest.raises(TraceError, match="does not run on the torch backend"):
         recorded_by_child(chain((4,), Nowhere()), inputs)
+
+
+def test_a_process_that_ended_is_said_and_started_anew(tmp_path: Path) -> None:
+    model = chain((4,), L.Dense(6, name="a"), L.Dense(2))
+    recorder = Recorder()
+    recorder._process.kill()
+    with pytest.raises(TraceError, match="ended"):
+        recorder.record(tmp_path, [], {})
+    assert not recorder.end.alive
+    _kept().end()
+    assert recorded_by_child(model, inputs_for(model)).tensors.keys() >= {"a/kernel", "a/bias"}
 
 
 def test_a_model_with_code_of_its_own() -> None:
