@@ -60,8 +60,18 @@ def test_a_file_is_inspected_pruned_and_verified(here: Path, capsys: Any) -> Non
 
 def test_criteria_are_compared_from_a_file(here: Path, capsys: Any) -> None:
     given = ["--model", "net.keras", "--train", "own_keras_data:train", "--criteria", "l2"]
-    few = ["--updates", "1", "--budgets", "0.6", "--seeds", "0", "--no-progress", "--no-report"]
-    assert command("compare", *given, *few, "--out", "compared") == 0
+    few = [
+        "--updates",
+        "1",
+        "--budgets",
+        "0.6",
+        "--seeds",
+        "0",
+        "--forms",
+        "one-shot",
+        "--no-progress",
+    ]
+    assert command("compare", *given, *few, "--no-report", "--out", "compared") == 0
     assert (here / "compared" / "comparison.jsonl").exists()
 
 

@@ -122,7 +122,7 @@ def test_data_may_come_in_any_form_of_fit() -> None:
         (keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1), np.eye(3)[Y]),
         (keras.losses.CategoricalHinge(reduction="sum"), np.eye(3)[Y]),
         ("mse", np.eye(3)[Y]),
-        (lambda y_true, y_pred: keras.ops.abs(y_pred - y_true), np.eye(3)[Y]),
+        (lambda y_true, y_pred: keras.ops.sum(abs(y_pred - y_true), -1), np.eye(3)[Y]),
     ],
 )
 def test_a_loss_keeps_the_conventions_of_keras(loss: Any, y: Any) -> None:
@@ -136,7 +136,7 @@ def test_a_loss_keeps_the_conventions_of_keras(loss: Any, y: Any) -> None:
         assert found.shape == (48,)
         whole = mean_loss(model, X, y, sample_weight=weight, batch_size=48)
         mean = found.sum() if getattr(loss, "reduction", "") == "sum" else found.mean()
-        assert float(mean) == pytest.approx(whole, rel=1e-5)
+        assert float(mean.detach()) == pytest.approx(whole, rel=1e-5)
 
 
 def _weighted(y: Any, weight: Any) -> Any:
@@ -160,7 +160,7 @@ def test_several_outputs_have_losses_and_weights_of_their_own() -> None:
 
 
 def prune(model: Any, **options: Any) -> Any:
-    given = {"budget": {"macs": 0.6}, "updates": 2, "step": 0.12, "progress": False, **options}
+    given = {"budget": {"macs": 0.6}, "updates": 2, "step": 0.23, "progress": False, **options}
     return sc.prune(model, X, Y, **{"finetune": {"epochs": 1}, **given})
 
 
@@ -233,7 +233,7 @@ def test_a_loss_that_is_not_a_number_keeps_the_last_good_state() -> None:
 
 def test_what_cannot_be_done_is_refused_with_a_way_out(tmp_path: Path) -> None:
     model = network()
-    bare = keras.Sequential(model.layers)
+    bare = keras.models.clone_model(model)
     with pytest.raises(DataError, match="compiled with no loss"):
         sc.score(bare, sc.trace(bare), X, Y)
     assert sc.score(bare, sc.trace(bare), criterion="l2")["first"].shape == (5,)
@@ -283,19 +283,24 @@ def test_criteria_are_compared_with_updates_by_fit(tmp_path: Path) -> None:
         network(),
         X,
         Y,
-        criteria=["taylor", "l2"],
+        criteria=["l2"],
         validation_data=(X, Y),
         metric="accuracy",
         budgets=[0.6],
         seeds=[0],
+        forms=["fine-tuned"],
         updates=2,
         sensitivity=[],
         progress=False,
         out=tmp_path,
     )
     cuts = [line for line in found.lines if line.kind == "prune"]
-    assert {line.form for line in cuts} == {"one-shot", "fine-tuned"}
+    assert [line.form for line in cuts] == ["fine-tuned"]
     assert found.setting.metric_name == "accuracy"
     assert all(0 <= line.metric <= 1 for line in cuts)
+    [group] = sc.sensitivity(
+        network(), X, Y, criterion="l2", only="first", fractions=[0.4], progress=False
+    ).sensitivities()
+    assert [removed for removed, loss in group.points] == [0.0, 0.4]
     with pytest.raises(ConfigError, match="in this process"):
         sc.compare(network(), X, Y, engine="processes")

@@ -6,14 +6,15 @@ Nothing here is imported before a Keras model is in hand.
 from __future__ import annotations
 
 from .callback import PruneCallback
-from .compare import compare
+from .compare import compare, sensitivity
 from .cut import apply, delete_channels, trace, verify
 from .edit import delete_layer, insert_layer, replace_layer
 from .files import save
-from .prune import prune
+from .prune import KerasPruneResult, prune
 from .scoring import oracle, score
 
 __all__ = [
+    "KerasPruneResult",
     "PruneCallback",
     "apply",
     "compare",
@@ -25,6 +26,7 @@ __all__ = [
     "replace_layer",
     "save",
     "score",
+    "sensitivity",
     "trace",
     "verify",
 ]

@@ -86,3 +86,23 @@ class _Fit:
         trainer = FitTrainer(model, self._data, self._settings, Training(seed=seed))
         trainer.stream = self._streams.setdefault(model, trainer.stream)
         trainer.train(updates, lambda: True)
+
+
+def sensitivity(
+    model: Layer,
+    x: Any,
+    y: Any = None,
+    *,
+    criterion: str | Criterion = "taylor",
+    fractions: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 0.9),
+    **settings: Any,
+) -> Comparison:
+    """See `secateurs.sensitivity`.
+
+    Args:
+        model, x, y: as for `compare`.
+        criterion, fractions: as there.
+        **settings: others of `compare`, such as loss or validation_data.
+    """
+    fixed = {"forms": (), "oracle": False, "sensitivity": tuple(fractions)}
+    return compare(model, x, y, criteria=[criterion], **{"seeds": (0,), **settings, **fixed})

@@ -69,13 +69,14 @@ class FitTrainer(Trainer):
         """See `Trainer.train`; where the updates make whole epochs, they are shown as such."""
         if not updates:
             return float("nan")
-        model, settings = self.model.model, dict(self.settings)
-        epochs = self._epochs(updates)
+        model, epochs = self.model.model, self._epochs(updates)
         _reseed(model, self.options.seed, *self.stream.place)
-        settings.pop("epochs", None), settings.pop("steps_per_epoch", None)
-        callbacks = [*(settings.pop("callbacks", None) or ()), _Each(each)]
-        source = _Source(self.stream, updates // epochs)
-        history = model.fit(source, epochs=epochs, callbacks=callbacks, shuffle=False, **settings)
+        given = {
+            **{key: value for key, value in self.settings.items() if key != "steps_per_epoch"},
+            "epochs": epochs,
+            "callbacks": [*(self.settings.get("callbacks") or ()), _Each(each)],
+        }
+        history = model.fit(_Source(self.stream, updates // epochs), shuffle=False, **given)
         self.losses = [float(value) for value in history.history["loss"]]
         if not np.isfinite(self.losses).all():
             raise NotFiniteError("the training loss is not finite (NaN or infinite)")
@@ -168,7 +169,7 @@ class _Source(keras.utils.PyDataset):
 def _for_fit(batch: Any) -> tuple[Any, ...]:
     """A batch as Keras takes it: (x, y) or (x, y, weights), of NumPy arrays."""
     x, y = batch
-    parts = (x, y.y, y.weight) if isinstance(y, Weighted) else (x, y)
+    parts = (x, y.y, y.weight) if isinstance(y, Weighted) else (x,) if y is None else (x, y)
     return tuple(keras.tree.map_structure(lambda tensor: tensor.cpu().numpy(), parts))
 
 
