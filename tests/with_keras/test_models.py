@@ -19,7 +19,7 @@ import secateurs as sc
 from secateurs.errors import ConfigError, MendError, PlanError, TraceError
 from secateurs.groups import Graph
 from secateurs.keras.module import inputs_for
-from secateurs.keras.recorded import program_of, recorded_by_child
+from secateurs.keras.recorded import Recorder, _kept, program_of, recorded_by_child
 from secateurs.trace.analyse import Analysis
 
 
@@ -206,6 +206,17 @@ def test_a_child_process_records_the_same() -> None:
         recorded_by_child(chain((4,), Nowhere()), inputs)
 
 
+def test_a_process_that_ended_is_said_and_started_anew(tmp_path: Path) -> None:
+    model = chain((4,), L.Dense(6, name="a"), L.Dense(2))
+    recorder = Recorder()
+    recorder._process.kill()
+    with pytest.raises(TraceError, match="ended"):
+        recorder.record(tmp_path, [], {})
+    assert not recorder.end.alive
+    _kept().end()
+    assert recorded_by_child(model, inputs_for(model)).tensors.keys() >= {"a/kernel", "a/bias"}
+
+
 def test_a_model_with_code_of_its_own() -> None:
     model, x = Own(), np.ones((2, 4), "float32")
     with pytest.raises(TraceError, match="pass example_inputs"):
@@ -221,7 +232,7 @@ def test_a_model_with_code_of_its_own() -> None:
 def test_other_verbs_refuse_keras_models() -> None:
     model = residual()
     with pytest.raises(ConfigError, match="does not take Keras models yet"):
-        sc.prune(model, torch.zeros(1), train=[], loss=None, budget={"macs": 0.5})
+        sc.to_csr(model)
     with pytest.raises(ConfigError, match="takes Keras models only"):
         sc.delete_layer(torch.nn.Sequential(), "0")
 

@@ -117,7 +117,7 @@ class Rebuilt:
         if self._goes(old, args, kwargs):
             return _GONE
         if isinstance(old, keras.layers.Concatenate):
-            args = ([x for x in args[0] if x is not _GONE], *args[1:])
+            args = tuple([x for x in arg if x is not _GONE] for arg in args)
         place = self._place(old)
         for layer in place.before:
             args = (layer(args[0]), *args[1:])

@@ -7,6 +7,7 @@ data: JSON, and safetensors for the constants. The child waits for further model
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -118,10 +119,8 @@ class Recorder:
 
     def _ask(self, request: Mapping[str, Any]) -> str:
         """What went wrong; empty if nothing did."""
-        requests, answers = (
-            cast("IO[str]", self._process.stdin),
-            cast("IO[str]", self._process.stdout),
-        )
+        requests = cast("IO[str]", self._process.stdin)
+        answers = cast("IO[str]", self._process.stdout)
         requests.write(json.dumps(request) + "\n")
         requests.flush()
         return json.loads(answers.readline())["error"]
@@ -133,7 +132,7 @@ class Recorder:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    with process:  # closes its pipes, and waits for it
+    with contextlib.suppress(OSError), process:  # closes its pipes, and waits for it
         process.kill()
 
 
