@@ -89,7 +89,7 @@ bench-workers: $(VENV)/.ray  ## time the oracle on one Ray worker and on two, on
 
 bench-oracle: $(VENV)/.test  ## time the exact oracle against one forward per unit
 	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/oracle_time.py --share 16 \
-		lenet5 vgg16 resnet20 --out docs/results/oracle.md
+		lenet5 vgg16 resnet20 vit_tiny_blocks --out docs/results/oracle.md
 	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/oracle_time.py --share 128 vit_tiny \
 		--out docs/results/oracle.md
 

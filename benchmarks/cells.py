@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,15 +38,18 @@ def run_cells(
     results: str | Path,
     jobs: int,
     line: Callable[[dict], str],
+    workers: Pool | None = None,
 ) -> list[dict]:
     """Run what is not yet in the results; write each as it ends, and print a line of it.
+
+    Each has a process of its own, unless other workers are given.
 
     Returns:
         The record of each cell, in their order.
     """
     done = read(Path(results), type(cells[0]))
     todo = [cell for cell in cells if cell not in done]
-    with get_context("spawn").Pool(jobs, one_thread, maxtasksperchild=1) as pool:
+    with workers or get_context("spawn").Pool(jobs, one_thread, maxtasksperchild=1) as pool:
         for cell, result in pool.imap_unordered(run, todo, chunksize=1):
             done[cell] = {**asdict(cell), **result}
             write_text(results, "".join(f"{json.dumps(record)}\n" for record in done.values()))

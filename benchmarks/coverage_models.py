@@ -87,7 +87,7 @@ def tv(name: str) -> Sample:
     if where is models.segmentation:
         options["weights_backbone"] = None
     shape = {
-        "inception_v3": (3, 75, 75), "alexnet": (3, 64, 64), "vit_b_16": (3, 224, 224),
+        "inception_v3": (3, 299, 299), "alexnet": (3, 64, 64), "vit_b_16": (3, 224, 224),
         "maxvit_t": (3, 224, 224), "r3d_18": (3, 4, 32, 32), "swin3d_t": (3, 4, 64, 64),
     }.get(name, (3, 64, 64))  # fmt: skip
     return Sample(getattr(where, name)(**options), torch.randn(2, *shape))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import secateurs as sc
-from secateurs.errors import LawError
+from secateurs.errors import LawError, SecateursError
 from secateurs.trace.record import as_call
 
 FRACTION = 0.3
@@ -27,23 +27,39 @@ FRACTION = 0.3
 
 def cut(record: Record, made: Sample) -> tuple[sc.Graph, sc.Plan, nn.Module]:
     """Trace, group, plan and apply; in float32, as people have their networks."""
-    model, inputs = made.model, made.inputs
-    small = copy.deepcopy(model)  # cut in place, as the peer cuts
+    small = copy.deepcopy(made.model)  # cut in place, as the peer cuts
     with measured(record):
-        with record.stage("trace"):
-            graph = sc.trace(model, inputs)
-            if not len(graph):
-                graph = sc.trace(model, inputs, replay=True)
-        with record.stage("plan"):
-            exact = any(group.exact for group in graph)
-            plan = graph.random_plan(FRACTION, seed=1, exact_only=exact)
+        graph, plan = planned(record, made)
         with record.stage("apply"):
             sc.apply(small, plan, inplace=True)
     record["gone"] = len(plan)
-    record["left"] = count(small) / max(1, count(model))
+    record["left"] = count(small) / max(1, count(made.model))
     record["replay"] = plan.replay
-    record["mended"] = len(plan.attributes) + len(plan.literals)
+    mended = plan.attributes, plan.edits, plan.restated, plan.scales
+    record["mended"] = sum(map(len, mended))
     return graph, plan, small
+
+
+def planned(record: Record, made: Sample, *, replay: bool = False) -> tuple[sc.Graph, sc.Plan]:
+    """A plan that mends the model; one that replays it where that offers nothing, or is refused."""
+    plan = None
+    with record.stage("trace"):
+        graph = sc.trace(made.model, made.inputs, replay=replay)
+    with record.stage("plan"):
+        exact = any(group.exact for group in graph)
+        try:
+            plan = graph.random_plan(FRACTION, seed=1, exact_only=exact)
+        except SecateursError as error:
+            if replay:
+                raise
+            record["unmended"] = said(error)
+    if not plan and not replay:
+        return planned(record, made, replay=True)
+    assert plan is not None
+    if plan.replay:
+        reasons = (group.replayed for group in graph if group.replayed)
+        record.setdefault("unmended", next(reasons, ""))
+    return graph, plan
 
 
 def describe(record: Record, graph: sc.Graph) -> None:
@@ -72,10 +88,7 @@ def prunable(graph: sc.Graph) -> int:
 
 def law(record: Record, made: Sample, graph: sc.Graph, plan: sc.Plan) -> None:
     """The cut of a float64 copy against that copy gated at its reads; then of every group too."""
-    model, inputs = copy.deepcopy(made.model).double(), doubled(made.inputs)
-    record["dtype"] = "float64"
-    if word(lambda: run(model, inputs)) != "yes":  # some kernels know float32 alone
-        model, inputs, record["dtype"] = made.model, made.inputs, "float32"
+    model, inputs, record["dtype"] = in_doubles(made)
     with record.stage("law"):
         proof = sc.verify(model, sc.apply(model, plan), plan, inputs)
         record["law"] = proof.max_relative_error
@@ -83,6 +96,19 @@ def law(record: Record, made: Sample, graph: sc.Graph, plan: sc.Plan) -> None:
             raise LawError(str(proof))
     if plan.exact and any(not group.exact for group in graph):
         record["all"] = word(lambda: record.update(law_all=_all_groups(model, inputs, graph)))
+
+
+def in_doubles(made: Sample) -> tuple[nn.Module, Any, str]:
+    """A float64 copy of a network, and its inputs; in float32 where some kernel knows that alone.
+
+    Grouped products of experts are such a kernel; batched ones give the same in float64.
+    """
+    model, inputs = copy.deepcopy(made.model).double(), doubled(made.inputs)
+    if word(lambda: run(model, inputs)) != "yes" and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("batched_mm")
+    if word(lambda: run(model, inputs)) != "yes":
+        return made.model, made.inputs, "float32"
+    return model, inputs, "float64"
 
 
 def _all_groups(model: nn.Module, inputs: Any, graph: sc.Graph) -> float:

@@ -64,8 +64,9 @@ def row(name: str, parts: dict[str, Record], notes: list[str]) -> tuple[str, ...
         cells[1:7] = _cut_cells(ours, lambda text: _note(notes, name, text))
         cells[9:11] = [_number(ours.get("seconds")), _number(ours.get("peak_mib"), 0)]
     for i, key in ((7, "pt2"), (8, "onnx")):
-        if key in exports:
-            cells[i] = _yes(exports[key], lambda text: _note(notes, name, text))
+        found = exports.get(key) or _why(exports)
+        if found:
+            cells[i] = _yes(found, lambda text: _note(notes, name, text))
     if theirs:
         cells[11:13] = [peer_verdict(theirs), _number(theirs.get("seconds"))]
     return tuple(cells)
@@ -74,7 +75,9 @@ def row(name: str, parts: dict[str, Record], notes: list[str]) -> tuple[str, ...
 def _cut_cells(ours: Record, note: Note) -> list[str]:
     said = verdict(ours)
     if "failed" in ours:
-        said += note(f"{ours['failed']}: {ours['error']}")
+        said += note(_why(ours))
+    elif said == "replay":
+        said += note(f"not mended: {ours['unmended']}")
     elif said == "nothing offered":
         said += note("; ".join(why for why, _ in reasons([ours])[:3]))
     whole = "" if ours.get("all", "yes") == "yes" else note(f"every group: {ours['all']}")
@@ -88,10 +91,18 @@ def _cut_cells(ours: Record, note: Note) -> list[str]:
     ]
 
 
+def _why(record: Record) -> str:
+    """Which stage failed, and how; nothing if none did."""
+    return f"{record['failed']}: {record['error']}" if "failed" in record else ""
+
+
 def _yes(text: str, note: Note) -> str:
-    if text == "yes":
-        return "yes"
-    return ("nor uncut" if text.startswith("nor uncut") else "no") + note(text)
+    said = _in_short(text)
+    return said if said == "yes" else said + note(text)
+
+
+def _in_short(text: str) -> str:
+    return "yes" if text == "yes" else "nor uncut" if text.startswith("nor uncut") else "no"
 
 
 def _note(notes: list[str], name: str, text: str) -> str:
@@ -145,6 +156,7 @@ def summary(names: Sequence[str], records: dict[tuple[str, str], Record]) -> str
     """What the table comes to."""
     ours = [records[n, "ours"] for n in names if (n, "ours") in records]
     theirs = [records[n, "theirs"] for n in names if (n, "theirs") in records]
+    exports = [records[n, "exports"] for n in names if (n, "exports") in records]
     cut = sum(map(good, ours))
     wrong = sum(verdict(r) == "wrong" for r in ours)
     lines = [
@@ -152,8 +164,13 @@ def summary(names: Sequence[str], records: dict[tuple[str, str], Record]) -> str
         f"were traced; {cut} ({cut / max(1, len(ours)):.0%}) were cut with the law kept within\n"
         f"{LAW:.0e} in float64 and trained after it.",
         _tally("Ours", [re.sub(r" \(\d+\)", "", verdict(r)) for r in ours]),
+        *(
+            _tally(whose, [_in_short(r.get(key, "")) for r in exports])
+            for whose, key in (("torch.export", "pt2"), ("ONNX", "onnx"))
+        ),
         _tally("Torch-Pruning", [re.sub(r" in .*", "", peer_verdict(r)) for r in theirs]),
         _times(names, records),
+        _took(records.values()),
     ]
     if wrong:
         lines.append(f"In {wrong} networks the law is broken: do not cut these yet.")
@@ -164,6 +181,15 @@ def _tally(whose: str, words: list[str]) -> str:
     counts = sorted(((words.count(w), w) for w in set(words)), reverse=True)
     said = ", ".join(f"{w} {n}" for n, w in counts)
     return f"{whose}, of {len(words)} networks: {said}." if counts else ""
+
+
+def _took(records: Iterable[Record]) -> str:
+    """The minutes of processor time of all processes."""
+    minutes = dict.fromkeys(("ours", "exports", "theirs"), 0.0)
+    for record in records:
+        minutes[record["part"]] += record.get("processor", 0) / 60
+    said = ", ".join(f"{part} {m:.0f}" for part, m in minutes.items())
+    return f"All processes took {sum(minutes.values()):.0f} minutes of processor time: {said}."
 
 
 def _times(names: Sequence[str], records: dict[tuple[str, str], Record]) -> str:
@@ -223,7 +249,8 @@ TEXT = """# Coverage: what can be cut, network by network
 `make zoo`. Networks of torchvision (`tv`), timm, transformers (`hf`, tiny configurations) and plain
 ones written for this page (`benchmarks/coverage_nets.py`), with random weights and a small input.
 Every vector and running statistic is drawn away from 0 and 1, so that a slice left out shows. Each
-network has a process of its own, and every stage {limit} seconds of processor time.
+network has processes of its own; to trace, to plan, to cut and to check may take {limit} seconds of
+processor time each, an export 180.
 
 {summary}
 
@@ -236,9 +263,10 @@ network has a process of its own, and every stage {limit} seconds of processor t
   output.
 - **all groups**: the same with 30% of the inexact groups gone too, against the network with its
   statistics taken over the units that stay; 'same' where there are none.
-- **cut**: 'in place' if slicing tensors was enough, 'mended (n)' if n integers of the model were
-  changed too, 'replay' if a static program serves it, else why not: 'refused' before anything
-  changed, 'nothing offered', 'does not run' after the cut, 'wrong' if it runs and breaks the law.
+- **cut**: 'in place' if slicing tensors was enough, 'mended (n)' if n integers of the model, sizes
+  in its code or scales of its weights were changed too, 'replay' if that was refused, or nothing
+  offered, and a static program serves it; else why not: 'refused' before anything changed, 'nothing
+  offered', 'does not run' after the cut, 'wrong' if it runs and breaks the law.
 - **trains**: a step of descent in training mode, with finite gradients. 'nor uncut': the original
   cannot do it either; so for the exports. '–': not measured.
 - **seconds, MiB**: trace, groups, plan and apply in float32, in place, on one thread: processor

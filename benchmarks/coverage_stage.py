@@ -30,7 +30,8 @@ class StopError(Exception):
 class Record(dict[str, Any]):
     """What is known of one network, written as JSON at the start and the end of every stage.
 
-    A process that is ended from outside leaves what it knew, and the stage that it was in.
+    A process that is ended from outside leaves what it knew, and the stage that it was in, with the
+    processor seconds that it had taken.
     """
 
     def __init__(self, name: str, path: Path):
@@ -38,6 +39,7 @@ class Record(dict[str, Any]):
         self.path = path
 
     def write(self) -> None:
+        self["processor"] = time.process_time()
         write_text(self.path, json.dumps(self))
 
     @contextmanager

@@ -7,13 +7,14 @@ it was. Writes docs/coverage.md.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from multiprocessing import get_context
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import typer
@@ -23,13 +24,14 @@ from coverage_page import page
 
 from secateurs.atomic import write_text
 
-HERE = Path(__file__).parent
-PARTS = {
-    "ours": ("coverage_one.py",),
-    "theirs": ("coverage_peer.py",),
-    "exports": ("coverage_one.py", "--export"),
+PARTS: dict[str, tuple[str, dict[str, bool]]] = {
+    "ours": ("coverage_one", {}),
+    "theirs": ("coverage_peer", {}),
+    "exports": ("coverage_one", {"export": True}),
 }
-PATIENCE = 1800  # seconds after which a process that does not come back is ended
+PATIENCE = 900  # seconds after which a process that does not come back is ended
+PROCESSES = get_context("forkserver")
+PROCESSES.set_forkserver_preload(["coverage_start"])
 
 
 @dataclass(frozen=True)
@@ -42,22 +44,30 @@ class Cell:
 
 def run(cell: Cell) -> tuple[Cell, dict]:
     """The record of one process; what it knew last if it had to be ended."""
-    script, *options = PARTS[cell.part]
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "record.json")
-        command = [sys.executable, str(HERE / script), cell.name, str(out), *options]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        try:
-            done = subprocess.run(
-                command, env=environment, timeout=PATIENCE, capture_output=True, text=True
-            )
-            ended = f"the process ended with {done.returncode}: {done.stderr[-300:]}"
-        except subprocess.TimeoutExpired:
-            ended = f"no end after {PATIENCE} s"
+        out, log = Path(folder, "record.json"), Path(folder, "log")
+        process = PROCESSES.Process(target=_measure, args=(cell.name, PARTS[cell.part], out, log))
+        process.start()
+        process.join(PATIENCE)
+        ended = f"no end after {PATIENCE} s"
+        if process.exitcode is not None:
+            said = log.read_text(errors="replace") if log.exists() else ""
+            ended = f"the process ended with {process.exitcode}: {said[-300:]}"
+        process.kill()
+        process.join()
         record = json.loads(out.read_text()) if out.exists() else {"stage": "start"}
     if record["stage"] != "done" and "failed" not in record:
         record |= {"failed": record["stage"], "error": ended}
     return cell, record
+
+
+def _measure(name: str, part: tuple[str, dict[str, bool]], out: Path, log: Path) -> None:
+    """In a process of its own, what it prints going to the log."""
+    printed = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(printed, 1)
+    os.dup2(printed, 2)
+    module, options = part
+    importlib.import_module(module).main(name, out, **options)
 
 
 def line(record: dict) -> str:
@@ -85,13 +95,14 @@ def main(
 
     --only names the networks, by patterns with commas between; --again runs them anew.
     """
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
     patterns = only.split(",")
     chosen = [name for name in names() if any(fnmatchcase(name, p) for p in patterns)]
     cells = [Cell(name, part) for part in parts.split(",") for name in chosen]
     if again:
         kept = [record for cell, record in read(results, Cell).items() if cell not in cells]
         write_text(results, "".join(f"{json.dumps(record)}\n" for record in kept))
-    run_cells(run, cells, results, jobs, line)
+    run_cells(run, cells, results, jobs, line, ThreadPool(jobs))
     if out:
         write_text(out, page(names(), [*read(results, Cell).values()]))
 

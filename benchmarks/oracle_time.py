@@ -19,12 +19,19 @@ from vision import torchvision_models
 import secateurs as sc
 from lenet import pretrained
 from secateurs.atomic import write_text
+from secateurs.blocks import Block
 from secateurs.compare.price import Meter
 from secateurs.data import mnist
 from secateurs.exact.changes import Engine
-from secateurs.groups import Graph
+from secateurs.groups import Graph, Group
 
-WANTED = {"lenet5": 100.0, "vgg16": 4.2, "resnet20": 2.3, "vit_tiny": 1.6}
+WANTED = {
+    "lenet5": 100.0,
+    "vgg16": 4.2,
+    "resnet20": 2.3,
+    "vit_tiny": 1.6,
+    "vit_tiny_blocks": 1.6,
+}
 loss = nn.CrossEntropyLoss(reduction="none")
 
 
@@ -34,7 +41,7 @@ def case(name: str, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
     if name == "lenet5":
         images, labels = mnist.load("test")
         return pretrained(0), images, labels
-    if name == "vit_tiny":
+    if name.startswith("vit_tiny"):
         torchvision_models()  # timm imports torchvision
         import timm
 
@@ -72,26 +79,47 @@ def timed(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> float:
     return time.process_time() - started
 
 
-def strata(graph: Graph, units: int) -> list[tuple[str, int]]:
+def strata(groups: list[Group], units: int) -> list[tuple[str, int]]:
     """At least so many units, as many of each group, spread over it."""
-    each = -(-units // len(graph))
+    each = -(-units // len(groups))
     return [
         (group.name, i * group.size // each)
-        for group in graph
+        for group in groups
         for i in range(min(each, group.size))
     ]
 
 
+def naive_blocks(
+    model: nn.Module, groups: list[Group], x: Tensor, y: Tensor, batch: int
+) -> list[float]:
+    """Seconds of one forward over the data without each block, which is not computed at all."""
+    times = []
+    for group in groups:
+        branch = model.get_submodule(group.name)
+        branch.forward = lambda x, *_, **__: torch.zeros_like(x)
+        times.append(timed(model, x, y, batch))
+        del branch.forward
+    return times
+
+
 def naive(
-    model: nn.Module, graph: Graph, x: Tensor, y: Tensor, batch: int, units: int
+    model: nn.Module,
+    graph: Graph,
+    groups: list[Group],
+    x: Tensor,
+    y: Tensor,
+    batch: int,
+    units: int,
 ) -> list[float]:
     """Seconds of one forward over the data, once for each unit of the sample.
 
     The unit's writers are zeroed in place, which costs nothing: the forward is the model's own.
     """
+    if all(isinstance(group, Block) for group in groups):
+        return naive_blocks(model, groups[:: max(1, len(groups) // units)], x, y, batch)
     times = []
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    for name, unit in strata(graph, units):
+    for name, unit in strata(groups, units):
         members = {(m.tensor, m.dim) for m in graph[name].writes + graph[name].carries}
         gone = graph.select({name: [unit]})
         saved = {}
@@ -107,15 +135,12 @@ def naive(
 
 
 # ---------------------------------------------------------------------- the oracle
-def ours(
-    model: nn.Module, graph: Graph, x: Tensor, y: Tensor, memory: int, share: int, skip: bool
-) -> tuple[float, float]:
+def ours(engine: Engine, x: Tensor, y: Tensor, share: int) -> tuple[float, float]:
     """Seconds, and peak megabytes, of the oracle.
 
     With `share` above 1 each so-many-th unit of every group is timed, and counted so often; what
     is done once for all units is timed by itself and counted once.
     """
-    engine = Engine(model, graph, loss, memory=memory, skip=skip)
     ctypes.CDLL(None).malloc_trim(0)  # what is kept of earlier runs would hide what is taken now
     if share == 1:
         with Meter(torch.device("cpu")) as meter:
@@ -125,13 +150,14 @@ def ours(
                     pass
             total = time.process_time() - started
         return total, _megabytes(meter)
-    chosen = {g.name: range(0, g.size, share) for g in graph}
+    sizes = {group.name: group.size for group in engine.groups}
+    chosen = {name: range(0, size, share) for name, size in sizes.items()}
     once = times_of(engine, x, y, dict.fromkeys(chosen, ()))
     with Meter(torch.device("cpu")) as meter:
         some = times_of(engine, x, y, chosen)
     total = sum(once.values())
     for name, seconds in some.items():
-        total += (seconds - once[name]) * graph[name].size / len(chosen[name])
+        total += (seconds - once[name]) * sizes[name] / len(chosen[name])
     return total, _megabytes(meter)
 
 
@@ -156,20 +182,26 @@ def rows(names: list[str], seed: int, units: int, memory: int, share: int) -> It
     for name in names:
         model, x, y = case(name, seed)
         graph = sc.trace(model, x[:2])
+        groups = graph.blocks if name.endswith("blocks") else graph.groups
+        size = sum(group.size for group in groups)
         batch = best_batch(model, x, y)
-        step = 1 if name == "lenet5" else share
-        list(Engine(model, graph, loss).changes((x[:64], y[:64]), {graph.groups[-1].name: [0]}))
-        before = naive(model, graph, x, y, batch, units // 2)
-        found, peak = ours(model, graph, x, y, memory, step, skip=True)
-        every, _ = ours(model, graph, x, y, memory, step, skip=False)
-        after = naive(model, graph, x, y, batch, units // 2)
+        step = 1 if name == "lenet5" or name.endswith("blocks") else share
+        warm, engine, full = (
+            Engine(model, graph, loss, memory=memory, skip=skip, groups=groups)
+            for skip in (True, True, False)
+        )
+        list(warm.changes((x[:64], y[:64]), {groups[-1].name: [0]}))
+        before = naive(model, graph, groups, x, y, batch, units // 2)
+        found, peak = ours(engine, x, y, step)
+        every = found if name.endswith("blocks") else ours(full, x, y, step)[0]
+        after = naive(model, graph, groups, x, y, batch, units // 2)
         one = statistics.median(before + after)
-        loop = one * graph.size
+        loop = one * size
         yield (
             name,
             f"{len(x):,}",
-            graph.size,
-            f"{one:.2f} s × {graph.size} = {loop:,.0f} s",
+            size,
+            f"{one:.2f} s × {size} = {loop:,.0f} s",
             batch,
             f"{found:,.1f} s" + ("" if step == 1 else f" (from 1/{step} of the units)"),
             f"{loop / found:.1f}×",
@@ -220,16 +252,18 @@ PAGE = """# The exact oracle, timed
 
 Times are seconds of processor time, which a busy machine disturbs less. Both sides run in one
 process on the same threads and the same float32 weights. The naive loop runs the model itself
-once for each unit, with the weights that write the unit zeroed, at the batch size that is fastest
-for it; it is timed on at least {units} units, as many of each group (`spread`: the fastest and
-the slowest forward), and extrapolated to all. `memory`: the peak above the model and the data,
-and the bound. LeNet-5 is the trained network of the demo on MNIST's test images. VGG-16 and
-ResNet-20 have random weights with batch statistics of the images, which are noise: what the
-weights have learnt matters only for how many samples are silent, so `unskipped` is the ratio
-where none is left out. ViT-tiny (timm's `vit_tiny_patch16_224` on noise of 64 × 64 pixels) has
-random weights too: its units are heads, neurons, head dims, and the width of the residual stream,
-whose statistics are retaken one unit at a time. Where the oracle is timed on a part of the units,
-as `oracle` then says, what is done once for all of them is timed by itself and counted once.
+once for each unit, with the weights that write the unit zeroed (a block is replaced by zeros, and
+not computed), at the batch size that is fastest for it; it is timed on at least {units} units, as
+many of each group (`spread`: the fastest and the slowest forward), and extrapolated to all.
+`memory`: the peak above the model and the data, and the bound. LeNet-5 is the trained network of
+the demo on MNIST's test images. VGG-16 and ResNet-20 have random weights with batch statistics of
+the images, which are noise: what the weights have learnt matters only for how many samples are
+silent, so `unskipped` is the ratio where none is left out. ViT-tiny (timm's
+`vit_tiny_patch16_224` on noise of 64 × 64 pixels) has random weights too: its units are heads,
+neurons, head dims, and the width of the residual stream, whose statistics are retaken one unit at
+a time; those of `vit_tiny_blocks` are its 24 residual branches. Where the oracle is timed on a
+part of the units, as `oracle` then says, what is done once for all of them is timed by itself and
+counted once.
 """
 
 if __name__ == "__main__":

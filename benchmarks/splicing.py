@@ -60,7 +60,7 @@ class Recipe:
 
 RECIPES = {
     "lenet5": Recipe(
-        updates=18_000,
+        updates=24_000,
         lr=0.02,
         decay=5e-4,
         clip=1.0,
@@ -68,7 +68,7 @@ RECIPES = {
         start=20,
         options={"ramp": 0.4, "stop": 0.75, "every": 20, "precision": "bf16"},
         shift=1,
-        units={"conv1": 8, "conv2": 28, "fc1": 180},
+        units={"conv1": 7, "conv2": 28, "fc1": 200},
     ),
     "lenet-300-100": Recipe(
         updates=10_000,

@@ -22,9 +22,10 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 FLOORS = [
     {"errors", "tables", "atomic", "version"},
     {"trace"},
-    {"members", "units", "selection", "grouping", "groups", "plan", "plan_schema", "slices",
-     "reach", "gates", "cost", "latency", "budget", "surgery", "criteria", "exact", "score",
-     "scores", "ranking", "batches", "frontend", "watch", "sites", "infos", "curvature", "mendable",
+    {"members", "units", "selection", "grouping", "groups", "blocks", "plan", "plan_schema",
+     "slices", "reach", "gates", "cost", "latency", "budget", "surgery", "criteria", "exact",
+     "score", "scores", "ranking", "batches", "frontend", "watch", "sites", "infos", "curvature",
+     "mendable",
      "unseen"},
     {"process", "files", "data", "report", "compare", "sparse", "oracle", "oracle_result"},
     {"keras"},

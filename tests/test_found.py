@@ -224,3 +224,34 @@ def test_the_last_unit_before_which_a_slice_ends_stays() -> None:
     torch.manual_seed(0)
     graph = sc.trace(doubled(AllButTheLast()), torch.randn(2, 5).double())
     assert graph["a"].size == 5
+
+
+class Named(nn.Module):
+    """Rows and columns of a grid; where one row is left, the columns bear the name of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(5, 8, bias=False), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.a(x).unflatten(1, (2, -1))).sum(1))
+
+
+def test_what_is_left_of_a_group_under_another_name_is_composed() -> None:
+    torch.manual_seed(0)
+    model, x = doubled(Named()), torch.randn(2, 5).double()
+    graph = sc.trace(model, x)
+    rows, columns = (next(g.name for g in graph if g.size == n) for n in (2, 4))
+    first = graph.plan({rows: [0]})
+    small = sc.apply(model, first)
+    (left,) = sc.trace(small, x)
+    assert (left.name, left.size) == (rows, 4)
+    second = sc.trace(small, x).plan({left.name: [1, 3]})
+    with pytest.raises(PlanError, match="graph of the original model"):
+        first.then(second)
+    both = first.then(second, graph)
+    assert both.groups == {rows: [0], columns: [1, 3]}
+    assert both == graph.plan(both.groups)
+    assert torch.equal(sc.apply(model, both)(x), sc.apply(small, second)(x))
+    with pytest.raises(PlanError, match="not of the model"):
+        second.then(sc.trace(small, x).plan({}), graph)

@@ -51,12 +51,12 @@ def test_two_plans_compose_into_one_for_the_original(name: str) -> None:
     remade = graph.plan(together.groups)
     assert remade.tensors == together.tensors
     assert remade.attributes == together.attributes
-    assert set(remade.literals) == set(together.literals)
+    assert set(remade.edits) == set(together.edits)
 
 
 def test_a_plan_for_something_else_does_not_compose() -> None:
     *_, first = random_plan("lenet")
-    with pytest.raises(PlanError, match="units left"):
+    with pytest.raises(PlanError, match="does not fit the result of the first"):
         first.then(first)
 
 
@@ -96,9 +96,9 @@ def test_what_is_not_a_plan_is_refused(text: str) -> None:
         (["attributes", "conv1.out_channels"], [6, -1]),
         (["attributes", "conv1.out_channels"], [6, 4.5]),
         (["attributes", "conv1.kernel_size[x]"], [5, 4]),
-        (["literals"], None),
-        (["literals"], [["", "forward", 3]]),
-        (["literals"], [[1, 2, 3, 4]]),
+        (["edits"], None),
+        (["edits"], [["", "forward", "x.view(-1, 8)", 0, 1]]),
+        (["edits"], [[1, 2, 3, 4, 5, 6, 7]]),
     ],
 )
 def test_a_malformed_plan_is_refused(path: list[str], value: Any) -> None:

@@ -108,7 +108,7 @@ def test_the_law_holds_at_sizes_that_were_not_traced(units: dict[str, list[int]]
 def test_only_the_module_that_was_cut_has_its_own_code() -> None:
     model, x = block(Attention(), Attention())
     small, plan = cut(model, x, {"attentions.0.qkv": [1]})
-    assert {view.module for view in plan.views} == {"attentions.0"}
+    assert {edit.module for edit in plan.edits} == {"attentions.0"}
     assert "forward" in vars(small.attentions[0])
     assert "forward" not in vars(small.attentions[1])
     own = small.attentions[0].forward
@@ -163,7 +163,7 @@ def test_code_that_is_not_its_source_is_left_as_it_is() -> None:
     model, x = block(Moved())
     plan = sc.trace(model, x).plan({"attentions.0.qkv": [1]})
     assert plan.restated
-    assert not plan.views
+    assert not plan.edits
     assert sc.verify(model, sc.apply(model, plan), plan, x).max_relative_error <= 1e-12
 
 
@@ -171,7 +171,7 @@ def test_a_plan_for_other_code_is_refused_before_anything_changes() -> None:
     model, x = block(Attention(), Attention())
     _, plan = cut(model, x, HEADS)
     data = plan.to_dict()
-    data["views"][0][2] = "x.reshape(__import__('os').getpid())"
+    data["edits"][0][2] = "x.reshape(__import__('os').getpid())"
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(PlanError, match="does not have"):
         sc.apply(model, sc.Plan.from_dict(data), inplace=True)
@@ -218,7 +218,7 @@ class Coincidence(nn.Module):
 def test_a_view_that_finds_its_size_is_not_told_one_that_is_equal() -> None:
     model, x = doubled(Coincidence()), torch.randn(1, 8, 5).double()
     small, plan = cut(model, x, {"a": [1, 2]})
-    assert not plan.views
+    assert not plan.edits
     assert not plan.restated
     assert sc.verify(model, small, plan, x).max_relative_error <= 1e-12
 
@@ -241,7 +241,7 @@ class Helped(Attention):
 def test_a_function_that_a_method_calls_is_mended_for_that_module_alone() -> None:
     model, x = block(Helped(), Helped())
     first, plan = cut(model, x, {"attentions.0.qkv": [1]})
-    assert {view.helper for view in plan.views} == {"attend"}
+    assert {edit.helper for edit in plan.edits} == {"attend"}
     plan = sc.Plan.from_json(plan.to_json())
     for tokens in (7, 12):  # the ordinals of the calls differ
         proof = sc.verify(model, first, plan, torch.randn(2, tokens, 5).double())

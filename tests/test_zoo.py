@@ -104,6 +104,10 @@ RECORD = {
     "frozen": {"kernel axis": 9, "no rule follows aten.topk in a.3": 2},
     "named": {"channels": [1, 2]},
 }  # fmt: skip
+EXPORTS = {
+    "name": "plain.se", "part": "exports", "processor": 90.0, "pt2": "yes",
+    "failed": "onnx", "error": "the process ended with -9",
+}  # fmt: skip
 PEER = {"name": "plain.se", "part": "theirs", "seconds": 1.0, "left": 0.5, "shape": True}
 
 
@@ -112,7 +116,7 @@ PEER = {"name": "plain.se", "part": "theirs", "seconds": 1.0, "left": 0.5, "shap
     [
         ({}, "mended (2)", True),
         ({"mended": 0}, "in place", True),
-        ({"mended": 0, "replay": True}, "replay", True),
+        ({"mended": 0, "replay": True, "unmended": "a reason"}, "replay", True),
         ({"gone": 0}, "nothing offered", False),
         ({"law": 1e-6}, "mended (2)", False),
         ({"dtype": "float32"}, "mended (2)", False),
@@ -131,12 +135,59 @@ def test_the_page_says_how_a_network_was_cut(change: dict, said: str, good: bool
         del record["trains"]
     assert coverage_page.verdict(record) == said
     assert coverage_page.good(record) is good
-    text = coverage_page.page(["plain.se", "plain.unet"], [record, PEER])
+    text = coverage_page.page(["plain.se", "plain.unet"], [record, EXPORTS, PEER])
     assert f"| {said}" in text
     assert f"{int(good)} ({int(good):.0%}) were cut" in text
     assert ("do not cut these yet" in text) is (said == "wrong")
     assert "| 2 | no rule follows aten.topk in a.N |" in text
     assert "| all |  | 2 | 1 (50%) |" in text
+    assert "torch.export, of 1 networks: yes 1.\n\nONNX, of 1 networks: no 1." in text
+    assert ". onnx: the process ended with -9" in text
+    assert "2 minutes of processor time: ours 0, exports 2, theirs 0." in text
+
+
+FIXED = {"hidden": 8}
+
+
+class Fixed(torch.nn.Sequential):
+    """Its width is stated where no cut reaches."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self[1](self[0](x).view(-1, FIXED["hidden"]))
+
+
+def test_replay_is_tried_where_nothing_can_be_mended(tmp_path: Path) -> None:
+    from coverage_models import Sample
+    from coverage_one import cut, law
+    from coverage_stage import Record
+
+    made = Sample(Fixed(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), torch.randn(2, 4))
+    record = Record("fixed", tmp_path / "record.json")
+    graph, plan, small = cut(record, made)
+    assert record["replay"]
+    assert record["gone"] == len(plan) > 0
+    assert "is given the size 8, which the cut would make 6" in record["unmended"]
+    assert isinstance(small, sc.Replayed)
+    law(record, made, graph, plan)
+    assert record["law"] < 1e-9
+
+
+def test_a_process_that_dies_leaves_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import coverage_table
+
+    text = "import os, signal\ndef main(name, out):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    (tmp_path / "that_dies.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(coverage_table.PARTS, "ours", ("that_dies", {}))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    coverage_table.PROCESSES.set_forkserver_preload(["coverage_table"])  # no need of the rest
+    results, page = tmp_path / "zoo.jsonl", tmp_path / "page.md"
+    coverage_table.main(results, str(page), jobs=2, only="plain.s*", parts="ours")
+    assert results.read_text().count("ended with -9") == 3
+    assert page.read_text().count("ended with -9") == 1  # one note for all three
+    monkeypatch.setitem(coverage_table.PARTS, "ours", ("not_run_again", {}))
+    coverage_table.main(results, "", jobs=2, only="plain.s*", parts="ours")
+    assert results.read_text().count("ended with -9") == 3
 
 
 @pytest.mark.parametrize(

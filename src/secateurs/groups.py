@@ -19,7 +19,9 @@ from .trace.labels import Axis, Factor, Ints
 from .trace.program import Program, owner
 
 if TYPE_CHECKING:
+    from .blocks import Block
     from .plan import Plan
+    from .trace.analyse import Read
 
 log = logging.getLogger("secateurs")
 
@@ -67,6 +69,33 @@ class Graph:
         """How many units there are, in all groups."""
         return sum(group.size for group in self.groups)
 
+    # ------------------------------------------------------------------ residual blocks
+    @cached_property
+    def branches(self) -> dict[str, Read]:
+        """Every residual branch by name, and the addition by which it enters the trunk."""
+        from .blocks import branches
+
+        return branches(self)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The residual branches, a block each: `score` and `oracle` take them as `groups`."""
+        from .blocks import block
+
+        return [block(name, [name]) for name in self.branches]
+
+    def joined(self, paths: Iterable[str]) -> list[Block]:
+        """One block for each of these paths, of all residual branches at or under it.
+
+        So the twelve layers of a transformer, of two branches each, are twelve blocks.
+
+        Raises:
+            ConfigError: no branch lies under one of the paths.
+        """
+        from .blocks import join
+
+        return join(self, paths)
+
     # ------------------------------------------------------------------ lookup
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -98,6 +127,11 @@ class Graph:
             hint = f"; it only reads {', '.join(read)}" if read else ""
             raise PlanError(f"module {name!r} cannot be cut: {why}{hint}")
         known = [g.name for g in self.groups] + [m for g in self.groups for m in g.members]
+        if name in self.branches:
+            raise PlanError(
+                f"{name!r} is a residual block, which holds no axis that a plan could cut; `score` "
+                "and `oracle` tell what it is worth, and where it may go, skip it in the model"
+            )
         raise PlanError(f"no group is called {name!r}{nearest(name, dict.fromkeys(known))}")
 
     def _owners(self, module: str, role: str) -> list[Group]:
@@ -254,14 +288,19 @@ class Graph:
 
     def records(self) -> list[dict[str, Any]]:
         """The groups as plain data: name, kind, size, exact, balance and members of each."""
-        return [
-            {
-                "name": g.name,
-                "kind": g.kind,
-                "size": g.size,
-                "exact": g.exact,
-                "balance": None if g.balance is None else g.balance.tolist(),
-                "members": g.members,
-            }
-            for g in self.groups
-        ]
+        return records(self.groups)
+
+
+def records(groups: Iterable[Group]) -> list[dict[str, Any]]:
+    """Groups as plain data: name, kind, size, exact, balance and members of each."""
+    return [
+        {
+            "name": g.name,
+            "kind": g.kind,
+            "size": g.size,
+            "exact": g.exact,
+            "balance": None if g.balance is None else g.balance.tolist(),
+            "members": g.members,
+        }
+        for g in groups
+    ]

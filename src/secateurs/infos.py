@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -12,11 +14,13 @@ from .trace.labels import axis_size
 from .trace.record import model_tensors
 
 
-def group_infos(model: nn.Module, graph: Graph, seed: int = 0) -> dict[str, GroupInfo]:
-    """The weights that write, read and scale the units of each group, unit by unit."""
+def group_infos(
+    model: nn.Module, graph: Graph, seed: int = 0, groups: Iterable[Group] | None = None
+) -> dict[str, GroupInfo]:
+    """The weights that write, read and scale the units of each group (all), unit by unit."""
     tensors = {name: tensor.detach() for name, tensor in model_tensors(model).items()}
     out = {}
-    for group in graph.groups:
+    for group in graph.groups if groups is None else groups:
         scales = [m for m in group.carries if m.tensor in graph.analysis.scales]
         writes, reads, scaled = (
             _rows(graph, group, tensors, members) for members in (group.writes, group.reads, scales)
@@ -29,6 +33,8 @@ def _rows(
     graph: Graph, group: Group, tensors: dict[str, Tensor], members: list[Member]
 ) -> tuple[Tensor, ...]:
     """(size, elements) of each tensor; tensors that hold a part of the units each are joined."""
+    if not members:
+        return ()
     number = int(graph.group_of[group.units[0]])
     whole: list[Tensor] = []
     parts: list[tuple[Tensor, Tensor]] = []

@@ -8,7 +8,7 @@ reason are joined, with a balance that takes from each as much as the integer as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import TypeAlias
 
@@ -17,7 +17,8 @@ import numpy as np
 from .errors import MendError
 from .groups import Graph, Group, Selection
 from .surgery.fold import Computed, Folder, computed_factors
-from .surgery.mend import demands, rescale, sized_nodes, solve
+from .surgery.given import sized_nodes
+from .surgery.mend import demands, rescale, solve
 from .trace.labels import Ints, leaves
 from .trace.program import Node
 from .trace.static import unmended
@@ -57,17 +58,18 @@ class _Trial:
         self.sized = sized_nodes(graph.analysis)
         self.computed = computed_factors(graph.analysis)
         self.folder = Folder(graph.analysis)
-        self.attributes: dict[int, list[Attribute]] = {}
-        self.sharing: dict[Attribute, list[Node]] = {}
+        self.shared: dict[int, list[Hashable]] = {}
+        self.sharing: dict[Hashable, list[Node]] = {}
         self.values: dict[int, set[int]] = {}
         for node in self.sized:
             found = [leaf for source in _stated(node) for leaf in leaves_of(source)]
             sizes = {leaf.value for leaf in found if isinstance(leaf, Size)}
             outputs = (out for out in node.outputs if out is not None)
             self.values[id(node)] = {*sizes, *node.inputs, *outputs}
-            self.attributes[id(node)] = [leaf for leaf in found if isinstance(leaf, Attribute)]
-            for attribute in self.attributes[id(node)]:
-                self.sharing.setdefault(attribute, []).append(node)
+            self.shared[id(node)] = [leaf for leaf in found if isinstance(leaf, Attribute)]
+            self.shared[id(node)] += _place(node)
+            for what in self.shared[id(node)]:
+                self.sharing.setdefault(what, []).append(node)
 
     def failures(self, groups: Iterable[Group]) -> dict[str, str]:
         """The groups that cannot be cut by themselves, and why."""
@@ -97,7 +99,7 @@ class _Trial:
         return out
 
     def _stating(self) -> dict[str, list[Node]]:
-        """Group -> the nodes that must agree with it, over the attributes that they share too."""
+        """Group -> the nodes that must agree with it, over attributes and code that they share."""
         own: dict[str, list[Node]] = {}
         for node in self.sized:
             for name in self._touched(self.values[id(node)]):
@@ -112,8 +114,8 @@ class _Trial:
         }
 
     def _sharers(self, node: Node) -> Iterator[Node]:
-        for attribute in self.attributes[id(node)]:
-            yield from self.sharing[attribute]
+        for what in self.shared[id(node)]:
+            yield from self.sharing[what]
 
     def _touched(self, values: Iterable[int]) -> set[str]:
         """The groups that have units along an axis of these values."""
@@ -135,6 +137,14 @@ class _Trial:
 def _stated(node: Node) -> list[Source]:
     call = node.call
     return [i.source for i in call.integers if isinstance(i, TaggedInt)] if call else []
+
+
+def _place(node: Node) -> list[Hashable]:
+    """The place in the code of a call that is given numbers of unknown origin."""
+    call = node.call
+    if call is None or all(isinstance(size, TaggedInt) for size in call.sizes):
+        return []
+    return [(call.owner, call.code, call.at)]
 
 
 def _trials(group: Group) -> Iterator[Ints]:

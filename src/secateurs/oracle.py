@@ -15,12 +15,13 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from .batches import Loss, Objective
+from .blocks import chosen
 from .errors import ConfigError, DataError
 from .exact.changes import Engine, count_examples
 from .exact.sample import Sample, draw
 from .exact.table import Change
 from .files.parts import Parts
-from .groups import Graph
+from .groups import Graph, Group
 from .oracle_result import Oracle
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def oracle(
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = False,
+    groups: Iterable[Group] | None = None,
 ) -> Oracle:
     """What the loss, and a metric, do when each unit goes: exact, for every unit of every group.
 
@@ -69,6 +71,8 @@ def oracle(
         out: a folder in which finished groups are kept, so that nothing is lost.
         resume: go on with what is there.
         progress: show a bar with the time left.
+        groups: which to measure: some of the graph's, or `graph.blocks`; by default all of the
+            graph's.
 
     Raises:
         DataError: no data, no pairs, a loss of another shape, or a batch that cannot be split and
@@ -76,7 +80,7 @@ def oracle(
         NotFiniteError: a loss or metric is NaN or infinite.
         FileError: `out` holds the parts of another oracle: of other weights or groups, or of a loss
             or metric that has another name, or another value for the uncut network.
-        ConfigError: `memory` is no number of bytes.
+        ConfigError: `memory` is no number of bytes, or a group is not the graph's.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -88,7 +92,8 @@ def oracle(
     """
     from .process.progress import Meter  # brings Rich along
 
-    engine = Engine(model, graph, loss, objective, metric, memory=bytes_of(memory))
+    own = chosen(graph, groups)
+    engine = Engine(model, graph, loss, objective, metric, memory=bytes_of(memory), groups=own)
     source: Iterator[Any] = itertools.islice(data, batches)
     sample = None
     total = None if examples is not None else _length(data, batches)
@@ -97,14 +102,14 @@ def oracle(
             raise DataError("examples= needs loss(output, target), not an objective")
         batch, sample = draw(source, examples, seed)
         source, total = iter([batch]), 1
-    parts = Parts(out, model, graph, _told(loss, objective, metric, sample), resume=resume)
-    means = _Means(graph, sample)
+    parts = Parts(out, model, own, _told(loss, objective, metric, sample), resume=resume)
+    means = _Means(own, sample)
     with Meter(progress, "the oracle") as meter:
         for number, batch in enumerate(source):
             pieces = engine.fit(batch)
             for index, piece in enumerate(pieces):
                 engine.report = _way(meter, number + index / len(pieces), len(pieces), total)
-                for name, change in _changes(engine, parts, piece):
+                for name, change in _changes(engine, parts, own, piece):
                     means.add(name, change, count_examples(piece))
     return means.result()
 
@@ -118,11 +123,13 @@ def _way(meter: Meter, start: float, pieces: int, batches: int | None) -> Callab
     return report
 
 
-def _changes(engine: Engine, parts: Parts, batch: Any) -> Iterator[tuple[str, Change]]:
+def _changes(
+    engine: Engine, parts: Parts, groups: list[Group], batch: Any
+) -> Iterator[tuple[str, Change]]:
     """The change of each group on a batch: read where it is done, else computed and kept."""
     known = parts.read(batch, engine.uncut)
     yield from known.items()
-    rest = {g.name: range(g.size) for g in engine.graph.groups if g.name not in known}
+    rest = {g.name: range(g.size) for g in groups if g.name not in known}
     if rest:
         with contextlib.closing(engine.changes(batch, rest)) as found:  # the model is its own again
             for name, change in found:
@@ -178,9 +185,9 @@ class _Mean:
 class _Means:
     """Means over examples, of each group's changes and of the uncut network."""
 
-    def __init__(self, graph: Graph, sample: Sample | None):
+    def __init__(self, groups: list[Group], sample: Sample | None):
         self._sample = sample
-        self._order = [group.name for group in graph.groups]
+        self._order = [group.name for group in groups]
         self._found: dict[str, dict[str, _Mean]] = {}
         self._how: dict[str, str] = {}
 

@@ -17,12 +17,14 @@ from torch import nn
 
 from .atomic import parse_json, read_text, write_text
 from .errors import FileError, MendError, PlanError
+from .selection import lost
 from .slices import Slices, complement
 from .surgery.configure import configure
+from .surgery.describe import Axes
+from .surgery.edits import Edit
 from .surgery.fold import Scale
-from .surgery.mend import Axes, Literal, Mended, mend
+from .surgery.mend import Mended, mend
 from .surgery.restate import Restated
-from .surgery.views import View
 from .trace import static
 from .trace.labels import Axis
 from .trace.record import modules_of, tensor_of
@@ -49,11 +51,10 @@ class Plan:
         sizes: group -> how many units it has before the cut.
         tensors: tensor path -> the slices that it loses.
         attributes: 'module.attribute' or 'module.attribute[i]' -> (before, after).
-        literals: integers written in a module's code, rewritten for that module.
         exact: whether the law of the cut holds without a statistic being retaken.
         scales: rows of weights that are multiplied by a factor, to make up for a number that the
             code computes from a size, such as the 1/√d of attention.
-        views: views in a module's code that find one of their sizes themselves in that module.
+        edits: numbers in a module's code, rewritten for that module.
         restated: sizes given to single calls in a module's code, which computes others.
         replay: the model cannot be mended for this cut; `apply` gives a static program.
 
@@ -70,11 +71,10 @@ class Plan:
     sizes: dict[str, int]
     tensors: dict[str, Slices]
     attributes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    literals: tuple[Literal, ...] = ()
     exact: bool = True
     scales: tuple[Scale, ...] = ()
     restated: tuple[Restated, ...] = ()
-    views: tuple[View, ...] = ()
+    edits: tuple[Edit, ...] = ()
     replay: bool = False
 
     def __len__(self) -> int:
@@ -121,8 +121,14 @@ class Plan:
         groups = {(n, n - len(self.groups[name])) for name, n in self.sizes.items()}
         return axes | groups | set(self.attributes.values())
 
-    def then(self, other: Plan) -> Plan:
+    def then(self, other: Plan, graph: Graph | None = None) -> Plan:
         """This plan followed by one made for its result, as one plan for the original model.
+
+        Args:
+            other: made for what this one gives.
+            graph: of the original model. What is left of a group may go by another name, for a
+                group takes the name of its module if no other has it; with this graph the units
+                are found by their slices, and without it such plans are refused.
 
         Raises:
             PlanError: the other plan was not made for what this one gives, or one of them is served
@@ -139,22 +145,13 @@ class Plan:
             raise PlanError(
                 "a plan that is served by replay stands alone: choose the units of both in one plan"
             )
-        groups = {name: list(indices) for name, indices in self.groups.items()}
-        sizes = {**other.sizes, **self.sizes}
-        for name, indices in other.groups.items():
-            gone = groups.get(name, [])
-            kept = complement(gone, sizes[name])
-            if len(kept) != other.sizes[name]:
-                raise PlanError(
-                    f"group {name!r} has {len(kept)} units left, not {other.sizes[name]}"
-                )
-            groups[name] = sorted([*gone, *kept[indices].tolist()])
         tensors = dict(self.tensors)
         for path, slices in other.tensors.items():
             before = tensors.get(path)
             if before is not None and before.new_shape != slices.shape:
                 raise PlanError(f"the second plan does not fit the result of the first at {path!r}")
             tensors[path] = slices if before is None else before.then(slices)
+        groups, sizes = self._named(other) if graph is None else _found(graph, tensors)
         attributes = dict(self.attributes)
         restated = {(r.module, i): r for i, r in _numbered(self.restated)}
         for attribute, (old, new) in other.attributes.items():
@@ -164,23 +161,33 @@ class Plan:
                 restated[mine] = replace(restated[mine], new=new)
                 continue
             attributes[attribute] = (attributes.get(attribute, (old, new))[0], new)
-        literals = {literal.key: literal for literal in self.literals}
-        for literal in other.literals:
-            match = next((k for k, v in literals.items() if v.same_place(literal)), literal.key)
-            old = literals[match].old if match in literals else literal.old
-            literals[match] = Literal(literal.module, literal.method, old, literal.new)
+        edits = {edit.key: edit for edit in (*self.edits, *other.edits)}
         scales = [*self.scales, *(self._before(scale) for scale in other.scales)]
         return Plan(
             groups,
             sizes,
             tensors,
             attributes,
-            tuple(literals.values()),
             self.exact and other.exact,
             tuple(scales),
             (*restated.values(), *other.restated),
-            tuple(dict.fromkeys([*self.views, *other.views])),
+            tuple(edits.values()),
         )
+
+    def _named(self, other: Plan) -> tuple[dict[str, list[int]], dict[str, int]]:
+        """The groups of both plans, by their names, and their sizes."""
+        groups = {name: list(indices) for name, indices in self.groups.items()}
+        sizes = {**other.sizes, **self.sizes}
+        for name, indices in other.groups.items():
+            gone = groups.get(name, [])
+            kept = complement(gone, sizes[name])
+            if len(kept) != other.sizes[name]:
+                raise PlanError(
+                    f"group {name!r} has {len(kept)} units left, not {other.sizes[name]}; "
+                    "give the graph of the original model, which tells units by their slices"
+                )
+            groups[name] = sorted([*gone, *kept[indices].tolist()])
+        return groups, sizes
 
     def _before(self, scale: Scale) -> Scale:
         """A scale of what this plan gives, as one of the original tensor."""
@@ -206,10 +213,9 @@ class Plan:
                 for name, s in self.tensors.items()
             },
             "attributes": {name: list(pair) for name, pair in self.attributes.items()},
-            "literals": [literal.to_list() for literal in self.literals],
             **({"scales": [s.to_list() for s in self.scales]} if self.scales else {}),
             **({"restated": [r.to_list() for r in self.restated]} if self.restated else {}),
-            **({"views": [v.to_list() for v in self.views]} if self.views else {}),
+            **({"edits": [e.to_list() for e in self.edits]} if self.edits else {}),
             **({"replay": True} if self.replay else {}),
         }
 
@@ -231,11 +237,10 @@ class Plan:
                 for name, entry in parsed.tensors.items()
             },
             parsed.attributes,
-            tuple(Literal(*item) for item in parsed.literals),
             parsed.exact,
             tuple(Scale(*item) for item in parsed.scales),
             tuple(Restated(*item) for item in parsed.restated),
-            tuple(View(*item) for item in parsed.views),
+            tuple(Edit(*item) for item in parsed.edits),
             parsed.replay,
         )
         plan._check_indices()
@@ -355,11 +360,10 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
         sizes,
         slices,
         {str(attribute): pair for attribute, pair in mended.attributes.items()},
-        tuple(mended.literals),
         exact,
         tuple(mended.scales),
         tuple(mended.restated),
-        tuple(mended.views),
+        tuple(mended.edits),
     )
 
 
@@ -483,6 +487,22 @@ def slices_of(graph: Graph, selection: Selection) -> dict[str, Slices]:
         if gone:
             removed.setdefault(name, {})[dim] = gone
     return {name: Slices(values[tensors[name]].shape, dims) for name, dims in removed.items()}
+
+
+def _found(
+    graph: Graph, tensors: Mapping[str, Slices]
+) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """The units that go with these slices, by their groups, and the sizes of those.
+
+    Raises:
+        PlanError: the graph is of another model.
+    """
+    known = graph.program.parameters
+    odd = [n for n, own in tensors.items() if known.get(n, own.shape) != own.shape]
+    if odd:
+        raise PlanError(f"the graph is not of the model that the first plan is for, at {odd[0]!r}")
+    groups = lost(graph, tensors)
+    return groups, {name: graph[name].size for name in groups}
 
 
 def random_plan(graph: Graph, fraction: float, seed: int, *, exact_only: bool) -> Plan:

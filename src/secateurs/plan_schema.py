@@ -37,9 +37,8 @@ class PlanSchema(BaseModel):
     exact: bool
     tensors: dict[str, SlicesSchema]
     attributes: dict[AttributeName, tuple[Size, Index]]  # a bound may become 0
-    literals: list[tuple[str, str, int, int]]
     scales: list[tuple[str, Index, list[Index], Factor]] = []
-    views: list[tuple[str, str, str, Index, str]] = []
+    edits: list[tuple[str, str, str, Index, Index, int, str]] = []
     restated: list[tuple[str, str, Size, Index, int]] = []
     replay: bool = False
 

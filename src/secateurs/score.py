@@ -22,6 +22,7 @@ from .batches import (
     to_device,
     total_loss,
 )
+from .blocks import chosen
 from .criteria import Criterion, Estimate, GroupBatch, GroupInfo, find_criterion
 from .curvature import check_bent, take_derivatives, take_gauss_newton
 from .errors import DataError, NotFiniteError, UnscoredError
@@ -49,6 +50,7 @@ def score(
     seed: int = 0,
     calibration: Any = None,
     share: Share | None = None,
+    groups: Iterable[Group] | None = None,
 ) -> Scores:
     """The importance of every unit of every group.
 
@@ -69,6 +71,9 @@ def score(
             -> the states of all workers, in the same order on each, which are then merged. What
             histogram edges are fixed from goes the same way first.
 
+        groups: which to score: some of the graph's, or `graph.blocks`; by default all of the
+            graph's. Second derivatives that sum over gates sum over those of these groups.
+
     Returns:
         One float64 array per group, (units,), higher = keep. They are raw: compare units within a
         group; `secateurs.ranking.importance` makes groups comparable. Groups to which the
@@ -80,7 +85,7 @@ def score(
             zero since the loss is linear in the network's output.
         NotFiniteError: the loss or a score is NaN or infinite.
         UnscoredError: the criterion applies to no group.
-        ConfigError: an unknown criterion.
+        ConfigError: an unknown criterion, or a group that is not the graph's.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -95,10 +100,11 @@ def score(
         raise DataError(f"criterion {found.name!r} needs data; pass batches of it")
     if needs_loss(found):
         check_loss(loss, objective)
-    places = _places(graph, found)
-    unscored = _unseen(graph, found, places)
-    infos = {n: i for n, i in group_infos(model, graph, seed).items() if n not in unscored}
-    watched = Watched(model, graph, found.needs)
+    own = chosen(graph, groups)
+    places = _places(graph, found, own)
+    unscored = _unseen(graph, found, places, own)
+    infos = {n: i for n, i in group_infos(model, graph, seed, own).items() if n not in unscored}
+    watched = Watched(model, graph, found.needs, own)
     source: Iterator[Any] = itertools.islice(() if data is None else data, batches)
     if "sample" in found.needs:
         if calibration is None:
@@ -108,7 +114,7 @@ def score(
             samples = _samples(watched, model, calibration, None)
         infos = {n: dataclasses.replace(i, sample=samples[n]) for n, i in infos.items()}
     states = _start(found, infos, unscored)
-    run = _Run(model, graph, watched, found, loss, objective, states, seed)
+    run = _Run(model, graph, own, watched, found, loss, objective, states, seed)
     if found.needs:
         run.over(source)
     if share is not None:
@@ -131,25 +137,27 @@ def needs_loss(criterion: str | Criterion) -> bool:
     return bool((LOSS | {"change"}) & find_criterion(criterion).needs)
 
 
-def _places(graph: Graph, criterion: Criterion) -> dict[str, str]:
+def _places(graph: Graph, criterion: Criterion, groups: list[Group]) -> dict[str, str]:
     """Where each group's activation is read, if it is."""
-    found = sites(graph) if "activation" in criterion.needs else {}
+    found = sites(graph, groups) if "activation" in criterion.needs else {}
     return {name: site.name for name, site in found.items()}
 
 
-def _unseen(graph: Graph, criterion: Criterion, places: dict[str, str]) -> dict[str, str]:
+def _unseen(
+    graph: Graph, criterion: Criterion, places: dict[str, str], groups: list[Group]
+) -> dict[str, str]:
     """The groups of which no batch shows what the criterion looks at, and why."""
     out: dict[str, str] = {}
     if LOSS & criterion.needs:
-        gated = {family.group for _, own in gated_reads(graph) for family in own}
+        gated = {family.group for _, own in gated_reads(graph, groups) for family in own}
         why = (
             "its units are read in products of weights alone, or by statistics alone, so that no "
             "example has a gate"
         )
-        out |= {group.name: why for group in graph.groups if group.name not in gated}
+        out |= {group.name: why for group in groups if group.name not in gated}
     if "activation" in criterion.needs:
         why = "its units are seen together at no one place, so that it has no activation"
-        out |= {group.name: why for group in graph.groups if group.name not in places}
+        out |= {group.name: why for group in groups if group.name not in places}
     return out
 
 
@@ -226,6 +234,7 @@ class _Run:
 
     model: nn.Module
     graph: Graph
+    groups: list[Group]
     watched: Watched
     criterion: Criterion
     loss: Loss | None
@@ -238,7 +247,9 @@ class _Run:
     def __post_init__(self) -> None:
         self._engine: Engine | None = None
         if "change" in self.criterion.needs:
-            self._engine = Engine(self.model, self.graph, self.loss, self.objective)
+            self._engine = Engine(
+                self.model, self.graph, self.loss, self.objective, groups=self.groups
+            )
 
     def _parts(self, data: Iterable[Any]) -> Iterator[Any]:
         """The batches, in parts that fit in memory where the oracle is asked for."""
@@ -255,7 +266,7 @@ class _Run:
                 changes = dict(self._engine.changes(batch)) if self._engine is not None else {}
                 seen = self._see(batch)
                 self.examples += seen.examples
-                for group in self.graph.groups:
+                for group in self.groups:
                     if group.name in self.states:
                         shown = self._shown(seen, group, batch)
                         if changes:  # one number for the batch is that of each of its examples

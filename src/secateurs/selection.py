@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .trace.labels import Axis, Bools, Factor, Ints, leaves
+from .trace.labels import Axis, Bools, Factor, Ints, axis_size, leaves
 
 if TYPE_CHECKING:
     from .groups import Graph
+    from .slices import Slices
 
 
 class Selection:
@@ -65,3 +66,20 @@ class Selection:
         for part in leaves(axis):
             out *= part.size - int(np.count_nonzero(self._removed(part)))
         return out
+
+
+def lost(graph: Graph, tensors: Mapping[str, Slices]) -> dict[str, list[int]]:
+    """Group -> the units of it that are gone where tensors have lost these slices."""
+    gone = np.ones(len(graph.classes), dtype=bool)
+    for name, dim, axis in graph.slots:
+        positions, units = graph.axis_incidence(axis)
+        removed = tensors[name].removed.get(dim, []) if name in tensors else []
+        if not removed:
+            gone[units] = False
+            continue
+        mask = np.zeros((len(removed), tensors[name].shape[dim]), dtype=bool)
+        for line, indices in zip(mask, removed, strict=True):
+            line[indices] = True
+        gone[units[~np.resize(mask.ravel(), axis_size(axis))[positions]]] = False
+    out = {group.name: np.flatnonzero(gone[group.units]).tolist() for group in graph.groups}
+    return {name: indices for name, indices in out.items() if indices}

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .blocks import Block, reads_of
 from .groups import Graph, Group
 from .trace.analyse import Read
 from .trace.labels import leaves
@@ -175,17 +176,34 @@ def families(graph: Graph, value: int, dim: int | None = None) -> list[Family]:
     return out
 
 
-def gated_reads(graph: Graph) -> list[tuple[Read, list[Family]]]:
-    """The reads that carry gates, with the groups that are read there.
+def gated_reads(
+    graph: Graph, groups: Iterable[Group] | None = None
+) -> list[tuple[Read, list[Family]]]:
+    """The reads that carry gates, with those of the groups (all of them) that are read there.
 
     What is computed from weights alone, such as a norm of the weights, is one value for all
     examples and carries none: a derivative by example holds it fixed.
     """
+    groups = graph.groups if groups is None else list(groups)
+    wanted = {group.name for group in groups if not isinstance(group, Block)}
     found = []
-    for read in graph.analysis.reads:
-        own = families(graph, read.value, read.dim)
+    for read in graph.analysis.reads if wanted else ():
+        own = [f for f in families(graph, read.value, read.dim) if f.group in wanted]
         found.append((read, [f for f in own if f.batch is not None or not f.shared]))
+    for block in groups:
+        if isinstance(block, Block):
+            found += [(read, [whole(graph, read, block)]) for read in reads_of(graph, block)]
     return [(read, own) for read, own in found if own]
+
+
+def whole(graph: Graph, read: Read, block: Block) -> Family:
+    """All that a residual branch adds to the trunk, as the one unit of its block."""
+    parts = [leaf for axis in graph.analysis.axes[read.value] for leaf in leaves(axis)]
+    shape = (1, *(leaf.size for leaf in parts))
+    batch = next((i for i, leaf in enumerate(parts, 1) if leaf.batch), None)
+    each = np.prod(shape) / (shape[batch] if batch is not None else 1)
+    unit, per_unit = torch.zeros(1, dtype=torch.int64), torch.tensor([each])
+    return Family(block.name, 1, shape, 0, batch, None, unit, per_unit, shared=False)
 
 
 @dataclass(frozen=True)
@@ -209,11 +227,25 @@ class Site:
     family: Family
 
 
-def sites(graph: Graph) -> dict[str, Site]:
+def sites(graph: Graph, groups: Iterable[Group] | None = None) -> dict[str, Site]:
     """The one place where each group is looked at; a group that is nowhere seen whole has none."""
     search = _Search(graph)
-    found = {group.name: search.site(group) for group in graph.groups}
+    groups = graph.groups if groups is None else groups
+    found = {
+        group.name: _added(graph, group) if isinstance(group, Block) else search.site(group)
+        for group in groups
+    }
     return {name: site for name, site in found.items() if site is not None}
+
+
+def _added(graph: Graph, block: Block) -> Site | None:
+    """Where a block of one branch is added to the trunk."""
+    reads = reads_of(graph, block)
+    if len(reads) > 1:
+        return None
+    [read] = reads
+    name = f"what {graph.program.nodes[read.position].module or 'the model'} adds"
+    return Site(block.name, name, read.position, read.arg, 0, whole(graph, read, block))
 
 
 class _Search:

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from .errors import DataError, TraceError
 from .gates import trace
-from .groups import Graph
+from .groups import Graph, Group
 from .sites import Family, Site, gated, gated_reads, sites, sums
 from .trace.analyse import Read
 from .trace.program import Instead, Intercept, Node
@@ -30,19 +30,21 @@ SECOND = frozenset({"hessian", "gauss_newton"})
 class _Shape:
     """One recording for one input shape, ready to be observed."""
 
-    def __init__(self, model: nn.Module, example_inputs: Any, names: dict[str, int], look: bool):
+    def __init__(
+        self, model: nn.Module, example_inputs: Any, traced: Graph, groups: list[Group], look: bool
+    ):
         self.graph = trace(model, example_inputs)
-        sizes = {group.name: group.size for group in self.graph.groups}
+        sizes, names = ({g.name: g.size for g in graph.groups} for graph in (self.graph, traced))
         if sizes != names:
             raise TraceError(
                 "the network has other groups for this input shape than for the traced one; "
                 "score with inputs like the example inputs"
             )
-        self.reads = gated_reads(self.graph)
+        self.reads = gated_reads(self.graph, groups)
         nodes = self.graph.program.nodes
         self.mutable = any(node.op._schema.is_mutable for node in nodes)
         self.sites: dict[int, list[Site]] = {}
-        for site in sites(self.graph).values() if look else ():
+        for site in sites(self.graph, groups).values() if look else ():
             self.sites.setdefault(site.position, []).append(site)
 
 
@@ -102,15 +104,22 @@ class Watched:
 
     Args:
         needs: what to watch, of the fields of `GroupBatch`.
+        groups: of which groups; all that can be cut if None.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, needs: frozenset[str]):
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: Graph,
+        needs: frozenset[str],
+        groups: list[Group] | None = None,
+    ):
         self._model = model
         self._activation = "activation" in needs
         self._second = bool(SECOND & needs)
         self._first = bool({"gradient", "mean_gradient"} & needs) and not self._second
         self._tensors = {name: t.detach() for name, t in model_tensors(model).items()}
-        self._names = {group.name: group.size for group in graph.groups}
+        self._graph, self._groups = graph, graph.groups if groups is None else groups
         self._shapes: dict[Any, _Shape] = {}
         self.seen = Seen()
 
@@ -126,7 +135,9 @@ class Watched:
         told = [(t.shape, t.dtype) if isinstance(t, Tensor) else repr(t) for t in leaves]
         key = (str(spec), *told)  # a recording bakes in all that is no tensor
         if key not in self._shapes:
-            self._shapes[key] = _Shape(self._model, call, self._names, self._activation)
+            self._shapes[key] = _Shape(
+                self._model, call, self._graph, self._groups, self._activation
+            )
         shape = self._shapes[key]
         self.seen.examples = len(inputs[0])
         self.seen.calls += 1

@@ -162,6 +162,6 @@ def faults(graph: Graph, clean: Collection[Cut]) -> list[str]:
         if whole != cut:
             out.append(f"coarse: {by_axis(cut)} can go, and {by_axis(cut - whole)} is not offered")
     for plan, part in zip(plans, made, strict=True):
-        if plan.exact and not plan.literals and part not in clean:
+        if plan.exact and not plan.edits and part not in clean:
             out.append(f"missed: {by_axis(part)} cannot go alone")
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..batches import Loss, Objective, check_loss, loss_of, to_device
+from ..blocks import Block
 from ..errors import DataError
-from ..groups import Graph
+from ..groups import Graph, Group
 from ..trace.labels import leaves
 from ..trace.record import as_call, evaluating, input_tensors
-from .cone import Cone, cone_of, cuts_of
+from .cone import Cone, cone_of, cuts_of, cuts_of_block
 from .judge import Judge
 from .probe import recording_for
 from .recording import Recording, pick_examples, tensors_in
@@ -52,6 +53,7 @@ class Engine:
         memory: bytes that it may take beyond the model and the data.
         skip: leave out the rows of silent units, which change nothing.
         report: called with the fraction of a batch that is done.
+        groups: of which groups; all of the graph's if None.
     """
 
     model: nn.Module
@@ -62,10 +64,12 @@ class Engine:
     memory: int = 1 << 30
     skip: bool = True
     report: Callable[[float], None] = lambda done: None
+    groups: Sequence[Group] | None = None
     _known: dict[Any, _Known] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_loss(self.loss, self.objective)
+        self._groups = list(self.graph.groups if self.groups is None else self.groups)
 
     @torch.no_grad()  # as a decorator, it is off again whenever the caller has its turn
     def changes(
@@ -77,7 +81,7 @@ class Engine:
             batch: a pair (input, target), or anything for an objective.
             units: only these, by group; all if None. The changes of others are NaN.
         """
-        wanted = {g.name: list(range(g.size)) for g in self.graph.groups}
+        wanted = {g.name: list(range(g.size)) for g in self._groups}
         if units is not None:
             wanted = {name: list(chosen) for name, chosen in units.items()}
         batch = self._here(batch)
@@ -113,7 +117,7 @@ class Engine:
             if not known.recording.holds:
                 return [batch]
             fit = max(1, int(self.memory / 2 / max(known.held, 1)))
-            most = min(fit, _PART)
+            most = min(fit, _PART, self._held_at_once(known))
             if n <= most:
                 return [batch]
             if known.recording.layouts is None or not self._splits(call, target, n, most):
@@ -148,10 +152,21 @@ class Engine:
         if key not in self._known:
             sizes = {group.name: group.size for group in self.graph.groups}
             recording = recording_for(self.model, call, sizes)
-            cones = _cones(recording)
+            cones = _cones(recording, self._groups)
             held = held_per_example(recording, cones)
             self._known[key] = _Known(recording, cones, held)
         return self._known[key]
+
+    def _held_at_once(self, known: _Known) -> int:
+        """Of how many examples all that blocks need is held, so that they are walked once.
+
+        Blocks are few, so that a second walk counts; beside many units, it does not.
+        """
+        if not all(isinstance(group, Block) for group in self._groups):
+            return _PART
+        needs = set().union(*(cone.needs for cone in known.cones))
+        each = sum(map(known.recording.bytes_per_example, needs))
+        return max(1, int(self.memory / 4 / max(each, 1)))
 
     def _splits(self, call: Any, target: Any, n: int, most: int) -> bool:
         some = slice(0, most)
@@ -217,7 +232,7 @@ class Engine:
         names = {cone.group.name for cone in cones}
         whys = {cone.group.name: recording.why or cone.alone for cone in cones}
         recording = fixed_recording(self.model, recording, call)
-        cones = [cone for cone in _cones(recording) if cone.group.name in names]
+        cones = [cone for cone in _cones(recording, self._groups) if cone.group.name in names]
         inputs = recording.inputs(call)
         outputs, _, _ = first_pass(recording, inputs, n, [])
         judges = self._judges(recording.outputs(outputs), target, n)
@@ -232,11 +247,12 @@ class Engine:
     def _by_forwards(self, batch: Any, wanted: Units, why: str) -> Iterator[tuple[str, Change]]:
         """A whole forward for each unit."""
         forwards, judges = Forwards(self.model, self.graph), self._callers(batch)
-        for name, units in wanted.items():
-            table = Table(name, judges, self.graph[name].size, units)
-            for unit in units:
-                table.whole(forwards.without(name, unit), unit)
-            yield name, table.change("forwards", why)
+        for group in self._groups:
+            if group.name in wanted:
+                table = Table(group.name, judges, group.size, wanted[group.name])
+                for unit in wanted[group.name]:
+                    table.whole(forwards.without(group, unit), unit)
+                yield group.name, table.change("forwards", why)
 
     def _callers(self, batch: Any) -> list[Judge]:
         """The loss and the metric as judges whose 'output' is the model."""
@@ -247,8 +263,19 @@ class Engine:
         return [Judge(judge, what, self.model, batch, n) for judge, what in asked]
 
 
-def _cones(recording: Recording) -> list[Cone]:
+def _cones(recording: Recording, groups: Iterable[Group]) -> list[Cone]:
     """The cone of each group, in the order in which they begin."""
+    graph, wanted = recording.graph, list(groups)
+    blocks = [group for group in wanted if isinstance(group, Block)]
+    cones = [cone_of(recording, block, cuts_of_block(graph, block)) for block in blocks]
+    names = {group.name for group in wanted if not isinstance(group, Block)}
+    if names:
+        cones += _unit_cones(recording, names)
+    return sorted(cones, key=lambda cone: cone.start)
+
+
+def _unit_cones(recording: Recording, names: set[str]) -> list[Cone]:
+    """The cones of these groups, whose units lie along axes."""
     graph = recording.graph
     cuts = cuts_of(graph)
     also: list[set[int]] = [set() for _ in graph.groups]
@@ -257,8 +284,8 @@ def _cones(recording: Recording) -> list[Cone]:
             for axis in graph.analysis.axes[value]:
                 for number in {n for leaf in leaves(axis) for n in graph.groups_of(leaf)}:
                     also[number].add(position)
-    cones = [cone_of(recording, i, own, also[i]) for i, own in enumerate(cuts)]
-    return sorted(cones, key=lambda cone: cone.start)
+    found = zip(graph.groups, cuts, also, strict=True)
+    return [cone_of(recording, group, own, by) for group, own, by in found if group.name in names]
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..blocks import Block, reads_of
 from ..groups import Graph, Group
 from ..trace.program import Node, Program
 from ..trace.rules import op_name
@@ -63,7 +64,7 @@ class Cone:
 
 
 def cuts_of(graph: Graph) -> list[dict[int, list[Cut]]]:
-    """For each group: node -> the operands that its units take from, and where."""
+    """For each group of a graph: node -> the operands that its units take from, and where."""
     out: list[dict[int, list[Cut]]] = [{} for _ in graph.groups]
     for read in graph.analysis.reads:
         indices, units = graph.axis_incidence(read.axis)
@@ -80,14 +81,23 @@ def cuts_of(graph: Graph) -> list[dict[int, list[Cut]]]:
     return out
 
 
+def cuts_of_block(graph: Graph, block: Block) -> dict[int, list[Cut]]:
+    """The same for a block, which takes all of what its branches add."""
+    out: dict[int, list[Cut]] = {}
+    for read in reads_of(graph, block):
+        everything = torch.arange(graph.program.values[read.value].shape[read.dim])
+        out[read.position] = [Cut(read.arg, read.value, read.dim, (everything,))]
+    return out
+
+
 def cone_of(
-    recording: Recording, number: int, cuts: dict[int, list[Cut]], also: Iterable[int] = ()
+    recording: Recording, group: Group, cuts: dict[int, list[Cut]], also: Iterable[int] = ()
 ) -> Cone:
     """What the units of a group change.
 
     Args:
         recording: of the model.
-        number: of the group.
+        group: whose.
         cuts: what its units take from which operands.
         also: nodes that change for another reason: a statistic over the group's axis.
     """
@@ -99,7 +109,6 @@ def cone_of(
         if position in starts or not changed.isdisjoint(node.inputs):
             nodes.append(position)
             changed.update(out for out in node.outputs if out is not None)
-    group = recording.graph.groups[number]
     cone = Cone(group, nodes, cuts, changed=changed, alone=_alone(recording, group, cuts))
     if recording.layouts is not None:
         for position, own in cuts.items():

@@ -7,6 +7,7 @@ from collections.abc import Sequence, Set
 import torch
 from torch import Tensor
 
+from ..blocks import Block
 from .cone import Cone
 from .recording import Recording
 
@@ -109,6 +110,9 @@ def first_pass(
     dying = program.last_use()
     for position, node in enumerate(recording.nodes):
         for cone, seen in zip(cones, loud, strict=True):
+            if isinstance(cone.group, Block):
+                seen |= True  # to look at a whole tensor costs more than it saves
+                continue
             for cut in cone.cuts.get(position, ()):
                 _listen(recording, cut.value, cut.dim, cut.indices, env, seen)
         if any(out is not None and out not in still for out in node.outputs):

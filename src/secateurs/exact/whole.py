@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..blocks import Block, skip
+from ..errors import PlanError
 from ..gates import gate, statistics, trace
-from ..groups import Graph, Selection
+from ..groups import Graph, Group, Selection
 from ..surgery.apply import cut
+from ..trace.program import Instead, Intercept
 from ..trace.record import model_tensors
 from .cone import Cone
 from .probe import replays
@@ -25,6 +28,16 @@ def fixed_recording(model: nn.Module, known: Recording, call: Any) -> Recording:
     return Recording(model, trace(model, call), known.size, why="as traced")
 
 
+def _gates(
+    graph: Graph, group: Group, unit: int
+) -> tuple[dict[int, Intercept], dict[int, Instead]]:
+    """What a replay without one unit changes: its gates, and the statistics over its like."""
+    if isinstance(group, Block):
+        return skip(graph, group), {}
+    selection = Selection(graph, graph[group.name].units[[unit]])
+    return gate(graph, selection), statistics(graph, selection)
+
+
 def gated_outputs(
     recording: Recording, cone: Cone, values: Mapping[int, Tensor], n: int, unit: int
 ) -> Any:
@@ -32,9 +45,7 @@ def gated_outputs(
 
     Statistics over the units are retaken over those that stay.
     """
-    graph = recording.graph
-    selection = Selection(graph, cone.group.units[[unit]])
-    gates, retaken = gate(graph, selection), statistics(graph, selection)
+    gates, retaken = _gates(recording.graph, cone.group, unit)
     env = dict(values)
     for position in cone.nodes:
         env.update(recording.run(position, env, n, gates.get(position), retaken.get(position)))
@@ -56,27 +67,29 @@ class Forwards:
         self._tensors = {name: t.detach() for name, t in model_tensors(model).items()}
         self._recorded: dict[Any, tuple[Graph, bool]] = {}
 
-    def without(self, group: str, unit: int) -> Any:
+    def without(self, group: Group, unit: int) -> Any:
         """A stand-in, called like the model."""
         return _Without(self, group, unit)
 
-    def run(self, group: str, unit: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, group: Group, unit: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the model gives without a unit.
 
         Raises:
-            PlanError: the model can only be really cut, and this unit cannot go alone.
+            PlanError: the model can only be really cut, and this unit cannot go alone, or is a
+                block, which no plan cuts.
         """
         call: Any = kwargs if kwargs and not args else args
         graph, faithful = self._recording(call)
-        if not faithful:
-            return cut(self._model, self._graph.plan({group: [unit]}))(*args, **kwargs)
-        selection = Selection(graph, graph[group].units[[unit]])
-        return graph.program.replay(
-            self._tensors,
-            ordered_inputs(graph, call),
-            gate(graph, selection),
-            statistics(graph, selection),
-        )
+        if faithful:
+            gates, retaken = _gates(graph, group, unit)
+            return graph.program.replay(self._tensors, ordered_inputs(graph, call), gates, retaken)
+        if isinstance(group, Block):
+            raise PlanError(
+                f"the model looks at values, so that no recording tells what it does without block "
+                f"{group.name!r}, and no plan cuts a block; measure it on a copy of the model in "
+                "which you skip it"
+            )
+        return cut(self._model, self._graph.plan({group.name: [unit]}))(*args, **kwargs)
 
     def _recording(self, call: Any) -> tuple[Graph, bool]:
         leaves, spec = pytree.tree_flatten(call)
@@ -91,7 +104,7 @@ class Forwards:
 class _Without:
     """The model without one unit; all else is asked of the model."""
 
-    def __init__(self, forwards: Forwards, group: str, unit: int):
+    def __init__(self, forwards: Forwards, group: Group, unit: int):
         self._forwards, self._group, self._unit = forwards, group, unit
 
     def __getattr__(self, name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..atomic import parse_json, read_text, write_text
 from ..errors import FileError
 from ..exact.table import Change
 from ..gates import deviation
-from ..groups import Graph
+from ..groups import Group, records
 from .store import digest, load_tensors, save_tensors, unique_state
 
 _SETTING = "setting.json"
@@ -28,7 +28,7 @@ class Parts:
 
     Args:
         folder: where; None keeps nothing.
-        model, graph: of the oracle.
+        model, groups: of the oracle.
         told: what else it depends on.
         resume: whether parts may be there already.
 
@@ -41,19 +41,19 @@ class Parts:
         self,
         folder: str | Path | None,
         model: nn.Module,
-        graph: Graph,
+        groups: Sequence[Group],
         told: list[str],
         *,
         resume: bool,
     ):
         self._folder = None if folder is None else Path(folder)
-        self._names = [group.name for group in graph.groups]
+        self._names = [group.name for group in groups]
         if self._folder is None:
             if resume:
                 raise FileError("resume=True needs out=, the folder of what is done")
             return
         state = {name: t.detach().cpu().contiguous() for name, t in unique_state(model).items()}
-        setting = {"weights": digest(state, {}), "groups": graph.records(), "told": told}
+        setting = {"weights": digest(state, {}), "groups": records(groups), "told": told}
         place = self._folder / _SETTING
         if not place.exists():
             write_text(place, json.dumps(setting))

@@ -252,14 +252,15 @@ class GreedyRun(Run[Options, Checkpoint, PruneResult]):
         self.trainer.cut_optimizer(plan, shapes)
         for name, rows in self.importance.items():
             self.importance[name] = np.vstack([rows, self._scores_of(name)])
-        self.plan = self.plan.then(plan)
+        self.plan = self.plan.then(plan, self.graph)
 
     def _scores_of(self, group: str) -> npt.NDArray[np.float32]:
         """The last scores of a group's original units, (units,); NaN for those that have none."""
         size = self.originals[group]
         row = np.full(size, np.nan, np.float32)
-        if self.scores is not None and group in self.scores.values:
-            row[complement(self.plan.groups.get(group, []), size)] = self.scores[group]
+        kept = complement(self.plan.groups.get(group, []), size)
+        if self.scores is not None and len(self.scores.values.get(group, ())) == len(kept):
+            row[kept] = self.scores[group]
         return row
 
     def _phase(self, name: str, updates: int) -> float:

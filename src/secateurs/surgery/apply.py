@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from types import CodeType, FunctionType, MethodType
+from types import FunctionType, MethodType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,11 +17,10 @@ from ..slices import Known
 from ..trace.record import caches, model_tensors, modules_of
 from ..trace.stand_in import adopt
 from .config import mend_config
+from .edits import Edit, edited_method
 from .fold import Scale
-from .mend import Literal
 from .replay import check_served, serve
 from .restate import install
-from .views import View, mended_method, with_code, with_numbers
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -76,9 +75,7 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
         )
     own = plan.tensors_in(modules)
     attributes = _mended(modules, plan.attributes)
-    for literal in plan.literals:
-        _method(modules, literal)
-    methods = _viewing(modules, plan.views)
+    methods = _edited(modules, plan.edits)
     smaller = smaller_tensors(plan, own)
     if not inplace:
         # the copy shares nothing with the model, and never holds the full-size tensors
@@ -102,7 +99,6 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
         modules[path].__dict__.update((name, {}) for name in caches(modules[path]))
     for (path, method), function in methods.items():
         modules[path].__dict__[method] = MethodType(function, modules[path])
-    _rewrite(modules, plan.literals)
     for restated in plan.restated:
         install(modules[restated.module], restated)
     if plan.replay:
@@ -171,45 +167,15 @@ def _mended(
 
 
 # ---------------------------------------------------------------------- numbers in the code
-def _method(modules: dict[str, nn.Module], literal: Literal) -> FunctionType:
-    module = modules.get(literal.module)
-    method = getattr(module, literal.method, None)
-    function = getattr(method, "__func__", None)
-    if not isinstance(function, FunctionType) or not _holds(function.__code__, literal.old):
-        raise PlanError(
-            f"the plan does not fit this model: {literal.module or 'the model'}.{literal.method} "
-            f"does not use the number {literal.old}"
-        )
-    return function
-
-
-def _holds(code: CodeType, number: int) -> bool:
-    return any(
-        number in value if isinstance(value, tuple) else type(value) is int and value == number
-        for value in code.co_consts
-    )
-
-
-def _rewrite(modules: Mapping[str, nn.Module], literals: Iterable[Literal]) -> None:
-    """Give modules their own copies of methods with other constants, all of one at once."""
-    numbers: dict[tuple[str, str], dict[int, int]] = {}
-    for literal in literals:
-        numbers.setdefault((literal.module, literal.method), {})[literal.old] = literal.new
-    for (path, method), own in numbers.items():
-        function = getattr(modules[path], method).__func__
-        function = with_code(function, with_numbers(function.__code__, own))
-        modules[path].__dict__[method] = MethodType(function, modules[path])
-
-
-def _viewing(modules: dict[str, nn.Module], views: Iterable[View]) -> dict[tuple[str, str], Any]:
-    """(module path, method) -> its copy in which these views find a size themselves."""
-    wanted: dict[tuple[str, str], list[View]] = {}
-    for view in views:
-        wanted.setdefault((view.module, view.method), []).append(view)
+def _edited(modules: dict[str, nn.Module], edits: Iterable[Edit]) -> dict[tuple[str, str], Any]:
+    """(module path, method) -> its copy with these numbers in it."""
+    wanted: dict[tuple[str, str], list[Edit]] = {}
+    for edit in edits:
+        wanted.setdefault((edit.module, edit.method), []).append(edit)
     out = {}
     for (path, method), own in wanted.items():
         function = getattr(getattr(modules.get(path), method, None), "__func__", None)
-        mended = mended_method(function, own) if isinstance(function, FunctionType) else None
+        mended = edited_method(function, own) if isinstance(function, FunctionType) else None
         if mended is None:
             raise PlanError(
                 f"the plan does not fit this model: the source of {path or 'the model'}.{method} "

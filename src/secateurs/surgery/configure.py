@@ -14,8 +14,10 @@ from ..trace.analyse import Analysis
 from ..trace.attention import attentions, operands
 from ..trace.labels import axis_size
 from ..trace.sizes import Cut
+from .describe import Axes
 from .fold import Folder, Scale
-from .mend import Axes, Mended, demands, sized_nodes
+from .given import sized_nodes
+from .mend import Mended, demands
 
 
 def configure(analysis: Analysis, cut: Cut, axes: Axes) -> Mended:
@@ -27,7 +29,7 @@ def configure(analysis: Analysis, cut: Cut, axes: Axes) -> Mended:
     before = analysis.program.attributes
     wanted = demands(analysis, cut, sized_nodes(analysis))
     attributes = {attribute: (before[attribute], new) for attribute, new in wanted.items()}
-    return Mended(attributes, [], list(_scales(analysis, cut)), [], [])
+    return Mended(attributes, list(_scales(analysis, cut)), [], [])
 
 
 def _scales(analysis: Analysis, cut: Cut) -> Iterator[Scale]:

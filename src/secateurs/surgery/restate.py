@@ -10,7 +10,7 @@ like any other attribute.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -79,16 +79,22 @@ class _Restating(TorchFunctionMode):
             self.counts[name] += 1
             sizes = self.sizes.get((name, self.counts[name]))
             if sizes is not None:
-                replace = _Replace(sizes)
-                args = tuple(map(replace, args))
-                kwargs = {key: replace(value) for key, value in kwargs.items()}
+                args, kwargs = with_sizes(args, kwargs, sizes)
         return func(*args, **kwargs)
+
+
+def with_sizes(
+    args: Iterable[Any], kwargs: Mapping[str, Any], sizes: Mapping[int, int]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a function with other sizes at these places among its sizes."""
+    replace = _Replace(sizes)
+    return tuple(map(replace, args)), {key: replace(value) for key, value in kwargs.items()}
 
 
 class _Replace:
     """Replaces the sizes at some places, in the order in which it is given them."""
 
-    def __init__(self, sizes: dict[int, int]):
+    def __init__(self, sizes: Mapping[int, int]):
         self.sizes, self.place = sizes, -1
 
     def __call__(self, value: Any) -> Any:

@@ -64,7 +64,9 @@ class Call:
     `floats` are those of its floats that were computed from a size; `module` was running, and this
     was call number `ordinal` of that function in its run, its children's calls counted too.
     `invocation` is kept of functions whose integers are counts, factors or dimensions rather than
-    sizes and bounds.
+    sizes and bounds. `given` is the form of its arguments, by position and by name: for an integer
+    its number among `integers`, a list for a sequence, a tuple for a slice, None and an ellipsis as
+    they are, 'other' for all else.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Call:
     at: int = 0
     owner: str | None = None
     invocation: Invocation | None = None
+    given: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     @property
     def sizes(self) -> list[int]:

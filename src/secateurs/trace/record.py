@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 import math
 import os
 import sys
@@ -390,6 +391,12 @@ class Recorder:
         name = function_name(func)
         call = Call(name, integers, floats, self.stack[-1], self.counts[-1][name])
         if any(i > 1 or i < -1 for i in integers):
+            count = itertools.count()
+            form = [_form(arg, count) for arg in (*args, *kwargs.values())]
+            call.given = (
+                tuple(form[: len(args)]),
+                dict(zip(kwargs, form[len(args) :], strict=True)),
+            )
             frame = inspect.currentframe()
             while frame is not None and (
                 frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(_TORCH)
@@ -505,6 +512,17 @@ def _add_numbers(
             _add_numbers(integers, floats, plain, (arg.start, arg.stop, arg.step))
         elif isinstance(arg, float) and arg not in (0.0, 1.0):
             plain.append(float(arg))
+
+
+def _form(arg: Any, count: Iterator[int]) -> Any:
+    """The form of an argument; its integers are counted as `_add_numbers` meets them."""
+    if type(arg) is TaggedInt or type(arg) is int:
+        return next(count)
+    if isinstance(arg, (tuple, list)):
+        return [_form(item, count) for item in arg]
+    if isinstance(arg, slice):
+        return tuple(_form(bound, count) for bound in (arg.start, arg.stop, arg.step))
+    return arg if arg is None or arg is Ellipsis else "other"
 
 
 @contextlib.contextmanager

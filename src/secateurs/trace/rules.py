@@ -52,6 +52,13 @@ _MOVES = frozenset(
     "_native_batch_norm_legit_no_training".split()
 )
 
+# They give what they are given, all of it and nothing else.
+_KEEPS = frozenset(
+    "alias clone contiguous detach _to_copy to copy lift_fresh lift_fresh_copy lift dropout "
+    "feature_dropout alpha_dropout view _unsafe_view reshape _reshape_alias unsqueeze squeeze "
+    "flatten permute transpose t numpy_T roll flip".split()
+)
+
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
@@ -89,6 +96,17 @@ def is_linear(op: Any, live: list[bool]) -> bool:
 def passes_on(op: Any) -> bool:
     """Whether an operation moves or pools its first operand and leaves its elements apart."""
     return op_name(op) in _MOVES or RULES.get(op_name(op)) is _spatial
+
+
+def is_move(op: Any) -> bool:
+    """Whether an operation gives its first operand again, in another shape, order or precision."""
+    return op_name(op) in _KEEPS
+
+
+def is_affine(op: Any) -> bool:
+    """Whether an operation is affine in any one operand, the others being held."""
+    name = op_name(op)
+    return passes_on(op) or name in _LINEAR or RULES.get(name) in (_mm, _convolution)
 
 
 def spatial_dims(op: Any) -> int:

@@ -1,0 +1,230 @@
+"""Which integers that the model's code gave to a torch function state sizes, and which sizes.
+
+What a function is given is not always what it states: of `x[:, 2, :2]` only the last number is a
+bound, and the first 2 of `x.repeat_interleave(2, dim=2)` is a count. Where the integers of a
+function are counts, factors or dims, it is called again on shapes, to see which must change.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..trace.analyse import Analysis
+from ..trace.program import Call, Node, Ref, can_size
+from ..trace.sizes import Cut, stated_sizes, states_sizes
+from .restate import with_sizes
+
+_INDEXING = frozenset({"__getitem__", "__setitem__"})
+# Of these the one integer is how many layers there are; all sizes come from states and weights.
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+
+
+class Given(NamedTuple):
+    """Size number `place` of what a call was given is `old`, and must become `new`.
+
+    There is no place where a function would compute another size than the cut needs.
+    """
+
+    call: Call
+    place: int | None
+    old: int
+    new: int
+
+
+def sized_nodes(analysis: Analysis) -> list[Node]:
+    """The nodes that state sizes in a torch function of the model's own code."""
+    program = analysis.program
+    nodes = (*program.nodes, *program.training.nodes)
+    return [n for n in nodes if n.call is not None and states_sizes(n)]
+
+
+def given_sizes(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Iterator[Given]:
+    """Every size that the integers of these nodes' functions state."""
+    taken: set[tuple[int, int]] = set()
+    again: dict[int, list[tuple[Call, int, int]]] = {}
+    for node in nodes:
+        call = node.call
+        stated = list(stated_sizes(analysis, node, cut))
+        if call is None or not stated or call.name in _RECURRENT:
+            continue
+        if call.invocation is not None:
+            changed = [(call, old, new) for old, new in stated if old != new]
+            if changed:
+                again.setdefault(id(call), []).extend(changed)
+            continue
+        places: Sequence[Sequence[int | None]] | None = None
+        if call.name in _INDEXING:
+            places = _bounds(analysis, node)
+        if places is None:
+            before = [old for old, _ in stated]
+            places = _by_position(call, before)
+            places = places or _places(call.sizes, before, id(call), taken, _is_last(node, call))
+        for (old, new), found in zip(stated, places, strict=True):
+            if old != new and (len(found) > 1 or (call.name in _INDEXING and not found)):
+                found = [None]  # which of them it is, or whether it is any, is not sure
+            yield from (Given(call, place, old, new) for place in found)
+    for changed in again.values():
+        yield from _counts(analysis, cut, changed)
+
+
+# ---------------------------------------------------------------------- counts, factors and dims
+def _counts(analysis: Analysis, cut: Cut, changed: list[tuple[Call, int, int]]) -> Iterator[Given]:
+    """The integers that a function must be given otherwise, to make what the cut needs.
+
+    It is called again on shapes, with as few of them changed as will do; if several choices would
+    do, none is sure.
+    """
+    call, first, needed = changed[0]
+    wanted, again = {(old, new) for _, old, new in changed}, _Again(analysis, call, cut)
+    trials = [
+        (place, new)
+        for place, size in enumerate(call.sizes)
+        for old, new in sorted(wanted)
+        if size == old
+    ]
+    if not again.known and not trials:  # it cannot be called, and none of its numbers is meant
+        return
+    for many in range(len(trials) + 1 if again.known else 0):
+        choices = [dict(chosen) for chosen in itertools.combinations(trials, many)]
+        fitting = [sizes for sizes in choices if len(sizes) == many and again.fits(sizes)]
+        if len(fitting) == 1:
+            yield from (Given(call, p, call.sizes[p], new) for p, new in fitting[0].items())
+            return
+        if fitting:
+            break
+    yield Given(call, None, first, needed)
+
+
+class _Again:
+    """Calls a function again, on shapes alone, with what the cut leaves."""
+
+    def __init__(self, analysis: Analysis, call: Call, cut: Cut):
+        self.analysis, self.cut, self.call = analysis, cut, call
+        self.known = True
+        invocation = call.invocation
+        self.function: Any = invocation.function if invocation else None
+        given = (invocation.args, invocation.kwargs) if invocation else ((), {})
+        self.args, self.kwargs = pytree.tree_map_only(Ref, self._left, given)
+        result = pytree.tree_leaves(invocation.result if invocation else None)
+        self.wanted = [self._shape(ref) for ref in result]
+
+    def _left(self, ref: Ref) -> torch.Tensor | None:
+        shape = self._shape(ref)
+        if shape is None:
+            self.known = False
+            return None
+        return torch.empty(shape, dtype=self.analysis.program.values[ref.id].dtype, device="meta")
+
+    def _shape(self, ref: Any) -> list[int] | None:
+        """What the cut leaves of a value; None if nothing is known of it."""
+        axes = self.analysis.axes.get(ref.id) if isinstance(ref, Ref) else None
+        return None if axes is None else [self.cut.size(axis) for axis in axes]
+
+    def fits(self, sizes: Mapping[int, int]) -> bool:
+        """Whether it makes what the cut needs, given these sizes, by their places."""
+        args, kwargs = with_sizes(self.args, self.kwargs, sizes)
+        try:
+            made = self.function(*args, **kwargs)
+        except Exception:  # noqa: BLE001 - whatever it is, it cannot run so
+            return False
+        leaves = pytree.tree_leaves(made)
+        return len(leaves) == len(self.wanted) and all(
+            wanted is None or list(leaf.shape) == wanted
+            for leaf, wanted in zip(leaves, self.wanted, strict=True)
+        )
+
+
+# ---------------------------------------------------------------------- bounds of slices
+def _bounds(analysis: Analysis, node: Node) -> list[list[int]] | None:
+    """Where the bounds stand that a slice states, in an indexing expression; None if not sure."""
+    call = node.call
+    if call is None or call.given is None or node.name != "slice":
+        return None
+    index = call.given[0][1]
+    items = index if isinstance(index, list) else [index]
+    dims = len(analysis.program.values[node.inputs[0]].shape)
+    at = [i for i, dim in _sliced(items, dims) if dim == node.args[1] % dims]
+    if len(at) != 1:
+        return None
+    out: list[list[int]] = []
+    for number, stated in zip(items[at[0]], node.args[2:4], strict=False):
+        if type(stated) is int and stated not in (-1, 0):
+            own = number is not None and call.integers[number] == stated
+            out.append([sum(map(can_size, call.integers[:number]))] if own else [])
+    return out
+
+
+def _sliced(items: list[Any], dims: int) -> Iterator[tuple[int, int]]:
+    """The slices among the items of an index, and the dimension that each has when it is taken.
+
+    Items are taken from left to right; what a tensor among them does to dimensions is left open.
+    """
+    dots = next((n for n, item in enumerate(items) if item is Ellipsis), len(items))
+    dim = 0
+    for n, item in enumerate(items[:dots]):
+        if item == "other":
+            break
+        if isinstance(item, tuple):
+            yield n, dim
+        dim += not isinstance(item, int)
+    dim = dims
+    for n in range(len(items) - 1, dots, -1):
+        if items[n] == "other":
+            break
+        dim -= items[n] is not None
+        if isinstance(items[n], tuple):
+            yield n, dim
+
+
+# ---------------------------------------------------------------------- sizes of views and others
+def _is_last(node: Node, call: Call) -> bool:
+    """Whether what a node states comes last among the integers of its call.
+
+    The groups of a convolution come after strides and paddings, bounds after a dimension.
+    """
+    return node.name.endswith("convolution") or call.name == "narrow"
+
+
+def _by_position(call: Call, stated: list[int]) -> list[list[int]]:
+    """Where the sizes of a view stand that splits one axis, or finds one size by itself.
+
+    Nothing if it is no such view.
+    """
+    given, start, place = call.integers, 0, 0
+    if call.name == "unflatten":
+        axis, *given = given
+        start, place = axis % (len(stated) - len(given) + 1), int(can_size(axis))
+    elif -1 not in given or len(given) != len(stated):
+        return []
+    window = stated[start : start + len(given)]
+    if any(size not in (n, -1) for size, n in zip(given, window, strict=False)):
+        return []
+    at = iter(range(place, len(call.sizes)))
+    out: list[list[int]] = [[] for _ in stated]
+    for d, size in enumerate(given, start):
+        if size != -1:
+            out[d] = [next(at)]
+    return out
+
+
+def _places(
+    given: list[int], stated: list[int], call: int, taken: set[tuple[int, int]], last: bool
+) -> list[list[int]]:
+    """Where in a call's integers each stated size stands: in a row if they do, else by value.
+
+    Several slices of one indexing expression take their places one after the other.
+    """
+    n = len(stated)
+    rows = [i for i in range(len(given) - n + 1) if given[i : i + n] == stated]
+    free = [i for i in rows if (call, i) not in taken]
+    if last:
+        free = free[-1:]
+    if not free:
+        return [[i for i, value in enumerate(given) if value == size] for size in stated]
+    taken.add((call, free[0]))
+    return [[free[0] + k] for k in range(n)]
