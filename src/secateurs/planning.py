@@ -12,8 +12,8 @@ import torch
 from .errors import MendError, PlanError
 from .plan import Plan
 from .slices import Slices
-from .surgery.describe import Axes
 from .surgery.configure import configure
+from .surgery.describe import Axes
 from .surgery.mend import Mended, mend
 from .trace import static
 from .trace.labels import Axis
