@@ -6,7 +6,7 @@ import ctypes
 import platform
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -116,7 +116,7 @@ def naive(
     The unit's writers are zeroed in place, which costs nothing: the forward is the model's own.
     """
     if all(isinstance(group, Block) for group in groups):
-        return naive_blocks(model, groups[:: max(1, len(groups) // units)], x, y, batch)
+        return naive_blocks(model, groups, x, y, batch)
     times = []
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, unit in strata(groups, units):
@@ -191,10 +191,11 @@ def rows(names: list[str], seed: int, units: int, memory: int, share: int) -> It
             for skip in (True, True, False)
         )
         list(warm.changes((x[:64], y[:64]), {groups[-1].name: [0]}))
-        before = naive(model, graph, groups, x, y, batch, units // 2)
+        halves = (groups[::2], groups[1::2]) if name.endswith("blocks") else (groups, groups)
+        before = naive(model, graph, halves[0], x, y, batch, units // 2)
         found, peak = ours(engine, x, y, step)
         every = found if name.endswith("blocks") else ours(full, x, y, step)[0]
-        after = naive(model, graph, groups, x, y, batch, units // 2)
+        after = naive(model, graph, halves[1], x, y, batch, units // 2)
         one = statistics.median(before + after)
         loop = one * size
         yield (
@@ -231,17 +232,16 @@ def main(
     for row in table:
         print("\n".join(f"{c:>22}: {v}" for c, v in zip(columns, row, strict=True)), end="\n\n")
     if out is not None:
-        lines = ["| " + " | ".join(map(str, row)) + " |" for row in [columns, ["---"] * 11, *table]]
-        fresh = {str(row[0]) for row in table}
-        if out.exists():  # the networks that were not timed now keep their lines
-            lines += [
-                line
-                for line in out.read_text().splitlines()
-                if line.startswith(tuple(f"| {name} " for name in WANTED.keys() - fresh))
-            ]
-        write_text(
-            out, PAGE.format(machine=machine, seed=seed, units=units, table="\n".join(lines))
-        )
+        head = [_line(columns), _line(["---"] * len(columns))]
+        kept = out.read_text().splitlines() if out.exists() else []
+        known = {line.split()[1]: line for line in kept if line.startswith("| ")}
+        known |= {str(row[0]): _line(row) for row in table}  # those not timed now keep their lines
+        text = "\n".join(head + [known[name] for name in WANTED if name in known])
+        write_text(out, PAGE.format(machine=machine, seed=seed, units=units, table=text))
+
+
+def _line(row: Iterable[object]) -> str:
+    return "| " + " | ".join(map(str, row)) + " |"
 
 
 PAGE = """# The exact oracle, timed
@@ -254,7 +254,8 @@ Times are seconds of processor time, which a busy machine disturbs less. Both si
 process on the same threads and the same float32 weights. The naive loop runs the model itself
 once for each unit, with the weights that write the unit zeroed (a block is replaced by zeros, and
 not computed), at the batch size that is fastest for it; it is timed on at least {units} units, as
-many of each group (`spread`: the fastest and the slowest forward), and extrapolated to all.
+many of each group, or on every block (`spread`: the fastest and the slowest forward), and
+extrapolated to all.
 `memory`: the peak above the model and the data, and the bound. LeNet-5 is the trained network of
 the demo on MNIST's test images. VGG-16 and ResNet-20 have random weights with batch statistics of
 the images, which are noise: what the weights have learnt matters only for how many samples are

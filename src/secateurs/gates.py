@@ -348,8 +348,9 @@ def deviation(wanted: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> 
     """
     worst, relative = 0.0, 0.0
     for a, b in zip(wanted, given, strict=True):
-        error = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
-        scale = float(a.double().abs().max()) if a.numel() else 1.0
+        a, b = a.double(), b.double()
+        error = float((a - b).abs().max()) if a.numel() else 0.0
+        scale = float(a.abs().max()) if a.numel() else 1.0
         ratio = error / scale if scale > 0 else error
         if error != error or ratio != ratio:
             return float("nan"), float("nan")

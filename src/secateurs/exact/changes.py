@@ -160,13 +160,14 @@ class Engine:
     def _held_at_once(self, known: _Known) -> int:
         """Of how many examples all that blocks need is held, so that they are walked once.
 
-        Blocks are few, so that a second walk counts; beside many units, it does not.
+        Blocks are few, so that a second walk counts, and a first that leaves the cache; beside many
+        units, neither does.
         """
         if not all(isinstance(group, Block) for group in self._groups):
             return _PART
         needs = set().union(*(cone.needs for cone in known.cones))
         each = sum(map(known.recording.bytes_per_example, needs))
-        return max(1, int(self.memory / 4 / max(each, 1)))
+        return min(max(1, int(self.memory / 4 / max(each, 1))), *map(self._limit, known.cones))
 
     def _splits(self, call: Any, target: Any, n: int, most: int) -> bool:
         some = slice(0, most)

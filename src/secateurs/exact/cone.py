@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -169,12 +170,12 @@ def work_of(program: Program, node: Node, channels: int | None = None) -> float:
     """
     shapes = [program.values[i].shape for i in node.inputs]
     made = [program.values[out].shape for out in node.outputs if out is not None]
-    total = 20.0 * sum(float(np.prod(shape)) for shape in made)
+    total = 20.0 * sum(map(math.prod, made))
     name = op_name(node.op)
     if name in ("mm", "addmm", "bmm", "baddbmm"):
-        total += float(np.prod(made[0])) * (channels or shapes[-1][-2])
+        total += math.prod(made[0]) * (channels or shapes[-1][-2])
     elif name.endswith("convolution"):
         side = shapes[0] if node.args[6] else made[0]
         kernel = shapes[1]
-        total += float(np.prod(side)) * float(np.prod(kernel[2:])) * (channels or kernel[1])
+        total += math.prod(side) * math.prod(kernel[2:]) * (channels or kernel[1])
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -81,6 +82,8 @@ class Recording:
         self._affine = affine or {}
         self._tensors = {name: t.detach() for name, t in model_tensors(model).items()}
         self._shared: dict[int, Tensor] | None = None
+        values = graph.program.values
+        self._bytes = [math.prod(v.shape) * v.dtype.itemsize / size for v in values]
         self._kernels = [kernel_of(graph.program, position) for position in range(len(self.nodes))]
         self._scaled = self._scaled_nodes()
 
@@ -95,11 +98,7 @@ class Recording:
 
     def bytes_per_example(self, value: int) -> float:
         """What a value takes in memory for each example."""
-        known = self.graph.program.values[value]
-        count = 1
-        for n in known.shape:
-            count *= n
-        return count * known.dtype.itemsize / self.size
+        return self._bytes[value]
 
     # ------------------------------------------------------------------ running
     def arguments(self, position: int, n: int) -> tuple[Sequence[Any], Mapping[str, Any]]:

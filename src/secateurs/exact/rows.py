@@ -165,6 +165,8 @@ def _update(
 
 def mask(recording: Recording, operand: Tensor, cut: Cut, chunk: Chunk) -> Tensor:
     """The operand with, in each row, zeros where its unit is read."""
+    if len(cut.indices) == 1 and len(cut.indices[0]) == operand.shape[cut.dim]:
+        return torch.zeros_like(operand)  # the only unit is all there is
     layout = (recording.layouts or {})[cut.value]
     made = operand.clone()
     rows = layout.split(made)

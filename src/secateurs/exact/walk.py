@@ -106,14 +106,11 @@ def first_pass(
     env = recording.static(n)
     still = set(env)
     env |= inputs
-    loud = [torch.zeros(n, cone.group.size, dtype=torch.bool) for cone in cones]
+    loud = [_unheard(cone, n) for cone in cones]
     dying = program.last_use()
     for position, node in enumerate(recording.nodes):
         for cone, seen in zip(cones, loud, strict=True):
-            if isinstance(cone.group, Block):
-                seen |= True  # to look at a whole tensor costs more than it saves
-                continue
-            for cut in cone.cuts.get(position, ()):
+            for cut in () if isinstance(cone.group, Block) else cone.cuts.get(position, ()):
                 _listen(recording, cut.value, cut.dim, cut.indices, env, seen)
         if any(out is not None and out not in still for out in node.outputs):
             env.update(recording.run(position, env, n))
@@ -122,6 +119,11 @@ def first_pass(
                 env.pop(value, None)
     outputs = {ident: env[ident] for ident in program.output_ids()}
     return outputs, loud, {value: env[value] for value in keep}
+
+
+def _unheard(cone: Cone, n: int) -> Tensor:
+    """Before anything is heard: no unit speaks, but blocks, whose tensors cost more to look at."""
+    return torch.full((n, cone.group.size), isinstance(cone.group, Block))
 
 
 def _listen(
