@@ -348,7 +348,7 @@ def deviation(wanted: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> 
     """
     worst, relative = 0.0, 0.0
     for a, b in zip(wanted, given, strict=True):
-        a, b = a.double(), b.double()
+        a, b = a.detach().double(), b.detach().double()
         error = float((a - b).abs().max()) if a.numel() else 0.0
         scale = float(a.abs().max()) if a.numel() else 1.0
         ratio = error / scale if scale > 0 else error
