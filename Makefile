@@ -7,13 +7,16 @@ SEEDS ?= 3
 NETWORKS ?= 5000
 
 VENV := .venv
+KERAS := .venv-keras
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+ON_KERAS := env OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo compare-demo test test-browser check docs pictures format train soak fuzz fuzz-files \
+.PHONY: help demo compare-demo test test-browser test-keras keras-zoo check docs pictures format train soak fuzz fuzz-files \
 	bench-cut bench-oracle bench-score bench-workers bench-lenet bench-report bench-sparse export-zoo \
 	versus vgg clean bench-dead bench-masks sparsify-zoo
 
@@ -23,8 +26,10 @@ help:  ## list the targets
 demo: $(VENV)/.runtime  ## prune a LeNet-5 trained on MNIST
 	$(BIN)/python examples/mnist/demo.py
 
-test: $(VENV)/.test  ## run the tests, in JOBS processes
+test: $(VENV)/.test $(KERAS)/.created  ## run the tests, in JOBS processes; some on TensorFlow and JAX too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
+	printf '%s\n' tensorflow jax | xargs -P $(JOBS) -I BACKEND $(ON_KERAS) KERAS_BACKEND=BACKEND \
+		$(KERAS)/bin/python -m pytest -q -p no:cacheprovider -m smoke tests/with_keras
 
 test-browser: $(VENV)/.test  ## open the report in the Chromium of this machine (or in CHROMIUM)
 	OMP_NUM_THREADS=1 SECATEURS_BROWSER=required $(BIN)/python -m pytest -q tests/test_report_browser.py
@@ -38,6 +43,16 @@ docs: $(VENV)/.docs  ## build the site in site/; any warning fails
 	$(BIN)/typer secateurs.cli.app utils docs --name secateurs --title "The command line" \
 		--output docs/reference/commands.md >/dev/null
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs $(JOBS) docs site
+
+test-keras: $(KERAS)/.created  ## all tests of Keras models on TensorFlow, JAX and PyTorch
+	for backend in tensorflow jax torch; do \
+		$(ON_KERAS) KERAS_BACKEND=$$backend $(KERAS)/bin/python -m pytest -q -n $(JOBS) tests/with_keras \
+			|| exit 1; \
+	done
+
+keras-zoo: $(KERAS)/.created  ## ten networks of keras.applications, cut, and loaded on every backend
+	$(ON_KERAS) PYTHONPATH=benchmarks:examples/mnist $(KERAS)/bin/python benchmarks/keras_zoo.py \
+		--out docs/results/keras-zoo.md
 
 pictures: $(VENV)/.runtime  ## draw the pictures of the docs anew, from a real trace
 	$(BIN)/python docs/pictures.py
@@ -163,9 +178,23 @@ zoo: $(VENV)/.zoo  ## the coverage table: every network of its list, cut, in JOB
 	PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/coverage_table.py \
 		--jobs $(JOBS) --only "$(ONLY)" $(if $(AGAIN),--again) --out docs/coverage.md
 
+.PHONY: keras-cifar
+keras-cifar: $(VENV)/.test  ## prune a Keras network trained on CIFAR-10 to half of its MACs, from SEED
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/keras_cifar.py \
+		--seed $(SEED) --out docs/results/keras-cifar.md
+
 clean:  ## remove .venv and every cache
-	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
+	rm -rf $(VENV) $(KERAS) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# TensorFlow and JAX, and behind them whatever .venv has
+$(KERAS)/.created: $(VENV)/.test
+	$(PYTHON) -m venv --clear $(KERAS)
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		>"$$($(KERAS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/behind.pth"
+	$(KERAS)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+		tensorflow-cpu jax
+	touch $@
 
 $(VENV)/.created:
 	$(PYTHON) -m venv --clear $(VENV)

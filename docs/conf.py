@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sphinx.util import logging
 
 import secateurs
 
+os.environ.setdefault("KERAS_BACKEND", "torch")  # read when Keras is first imported
 sys.path.insert(0, str(Path(__file__).parent))
 import names
 

@@ -126,8 +126,8 @@ def test_pruning_a_pruned_folder_stands_by_itself(cli: Cli, saved: Path, tmp_pat
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["inspect", "runs/nowhere"], "is neither a folder nor a .pt2 file"),
-        (["inspect", "cli_fixtures.py"], "is neither a folder nor a .pt2 file"),
+        (["inspect", "runs/nowhere"], "is no folder, .pt2, .keras or .h5 file"),
+        (["inspect", "cli_fixtures.py"], "is no folder, .pt2, .keras or .h5 file"),
         (["inspect", "cli_fixtures:build", *BUILT], "--class is for a saved folder"),
         (["inspect", ".", *BUILT], "cannot read plan.json: it does not exist"),
     ],

@@ -6,22 +6,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .files.exported import Exported
-from .files.pt2 import export_pt2
-from .files.store import load, save
-from .files.to_onnx import export_onnx
-from .gates import Proof, trace, verify
+from .files.store import load
+from .gates import Proof
 from .groups import Frozen, Graph, Group
-from .oracle import oracle
 from .oracle_result import Oracle
 from .plan import Plan
-from .score import score
 from .scores import Scores
-from .sparse.csr import to_csr
 from .sparse.masks import Masks
-from .surgery.apply import apply
-from .surgery.bake import bake
-from .surgery.delete import delete_channels
 from .surgery.replay import Replayed
+from .verbs import (
+    apply,
+    bake,
+    delete_channels,
+    delete_layer,
+    export_onnx,
+    export_pt2,
+    for_keras_too,
+    insert_layer,
+    oracle,
+    replace_layer,
+    save,
+    score,
+    to_csr,
+    trace,
+    verify,
+)
 from .version import __version__ as __version__
 
 # loading a room puts its name here: load it now, and leave the name to the verb
@@ -57,12 +66,15 @@ __all__ = [
     "compare",
     "dead_units",
     "delete_channels",
+    "delete_layer",
     "export_onnx",
     "export_pt2",
+    "insert_layer",
     "load",
     "oracle",
     "prune",
     "remove_dead",
+    "replace_layer",
     "save",
     "score",
     "sensitivity",
@@ -91,4 +103,5 @@ _LATER = {
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LATER[name], __name__), name)
+    thing = getattr(importlib.import_module(_LATER[name], __name__), name)
+    return thing if isinstance(thing, type) else for_keras_too(thing)

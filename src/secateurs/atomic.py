@@ -24,7 +24,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         FileError: the system refuses (no room, no permission); what was there is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")  # the ending stays
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .errors import LawError, TraceError
+from .frontend import FrontEnd
 from .groups import Graph, Selection
 from .mendable import give_up, settle
 from .plan import Plan
@@ -63,6 +64,18 @@ class Proof:
         """Whether the law of the cut holds up to rounding; False for NaN."""
         return self.max_relative_error <= self.tolerance
 
+    def demand(self) -> None:
+        """Go on only if the law holds.
+
+        Raises:
+            LawError: it does not.
+        """
+        if not self.holds:
+            raise LawError(
+                f"{self}\n  the model was not changed; this is a fault of the trace: please report "
+                "the model with the units that were deleted"
+            )
+
     def __str__(self) -> str:
         verdict = "holds" if self.holds else "is BROKEN"
         how = "exact" if self.exact else "statistics retaken over the units that stay"
@@ -73,12 +86,14 @@ class Proof:
         )
 
 
-def trace(model: nn.Module, example_inputs: Any, *, replay: bool = False) -> Graph:
+def trace(model: nn.Module, example_inputs: Any = None, *, replay: bool = False) -> Graph:
     """Run the model once and find what can be cut from it.
 
     Args:
-        model: any module that runs; it is left untouched.
+        model: any module that runs, or a Keras model; it is left untouched.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+            A Keras model takes them as Keras does, and where it knows the shape of its inputs,
+            they can be left out of this and of all that follows.
         replay: offer what can be cut, though the model's own code could not run it and cannot be
             mended. `apply` then gives a static program (`Replayed`) for plans that take of it. It
             is not to be had where the code looks at values.
@@ -98,6 +113,8 @@ def trace(model: nn.Module, example_inputs: Any, *, replay: bool = False) -> Gra
     >>> [(g.name, g.kind, g.size) for g in sc.trace(net, torch.zeros(1, 4)).groups]
     [('0', 'neuron', 8)]
     """
+    if isinstance(model, FrontEnd):
+        return model.traced(example_inputs)
     if not isinstance(model, nn.Module):
         raise TraceError(f"a torch.nn.Module is expected first, not {type(model).__name__}")
     if any(isinstance(module, Replayed) for module in model.modules()):
@@ -105,7 +122,7 @@ def trace(model: nn.Module, example_inputs: Any, *, replay: bool = False) -> Gra
             f"{type(model).__name__} is, or holds, a static program, in which nothing more can be "
             "cut; trace the model that it was made from, and choose all units in one plan"
         )
-    with _no_collection():
+    with no_collection():
         graph = grouped(model, example_inputs, replay=replay)
         give_up(graph, unseen(graph, model, example_inputs))
     return graph
@@ -121,7 +138,7 @@ def grouped(model: nn.Module, example_inputs: Any, *, replay: bool) -> Graph:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Hold the garbage collector: a trace makes many small objects and keeps nearly all of them."""
     running, frozen = gc.isenabled(), gc.get_freeze_count()
     gc.disable()
@@ -267,7 +284,7 @@ def verify(
     model: nn.Module,
     small: nn.Module,
     plan: Plan,
-    example_inputs: Any,
+    example_inputs: Any = None,
     *,
     graph: Graph | None = None,
 ) -> Proof:
@@ -331,7 +348,7 @@ def deviation(wanted: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> 
     """
     worst, relative = 0.0, 0.0
     for a, b in zip(wanted, given, strict=True):
-        a, b = a.double(), b.double()
+        a, b = a.detach().double(), b.detach().double()
         error = float((a - b).abs().max()) if a.numel() else 0.0
         scale = float(a.abs().max()) if a.numel() else 1.0
         ratio = error / scale if scale > 0 else error

@@ -12,6 +12,7 @@ from .trace import attention
 from .trace.analyse import Analysis
 from .trace.balance import split_cells
 from .trace.labels import Factor, Ints, find, leaves
+from .trace.program import owner
 from .units import Units
 
 _ALONE = "no other unit could take its place: it is the only one of its group"
@@ -249,7 +250,7 @@ class Grouping:
 def _name(slot: tuple[str, int], count: int, kind: str, taken: set[str]) -> str:
     """A name for the units of an axis: its module, and more where others have taken that."""
     tensor, dim = slot
-    path = tensor.rpartition(".")[0] or tensor
+    path = owner(tensor) or tensor
     names = [path, f"{path}:{kind}", f"{tensor}[{dim}]", f"{tensor}[{dim}]x{count}"]
     if kind == "head-dim":  # the module goes by its heads
         names = names[1:]

@@ -16,7 +16,7 @@ from .selection import Selection
 from .tables import render
 from .trace.analyse import Analysis
 from .trace.labels import Axis, Factor, Ints
-from .trace.program import Program
+from .trace.program import Program, owner
 
 if TYPE_CHECKING:
     from .blocks import Block
@@ -38,14 +38,16 @@ class Graph:
 
     Attributes:
         analysis: the axes of every value of the program, and what reads them.
+        rebuilt: whether a cut builds the layers anew from their configuration, as in Keras.
         replay: whether a plan that cannot be mended in the model is served by replay.
         slots: (tensor, dim, axis in its leaves) of every axis of a tensor.
         resolved: the classes of labels, and which of them can never go.
         families: (tensor, dim) -> (units in order of position, slices per unit) of each family.
     """
 
-    def __init__(self, analysis: Analysis):
+    def __init__(self, analysis: Analysis, *, rebuilt: bool = False):
         self.analysis = analysis
+        self.rebuilt = rebuilt
         self.replay = False
         self._grouping = Grouping(analysis)
         self._units = self._grouping.units
@@ -118,7 +120,7 @@ class Graph:
         if found:
             names = ", ".join(repr(g.name) for g in found)
             raise PlanError(f"module {name!r} belongs to several groups: {names}; name one of them")
-        frozen = [f for f in self.frozen if f.tensor.rpartition(".")[0] == name]
+        frozen = [f for f in self.frozen if owner(f.tensor) == name]
         read = [repr(g.name) for g in self._owners(name, "reads")]
         if frozen or read:
             why = str(frozen[0]) if frozen else "nothing reads what it makes"
@@ -138,7 +140,7 @@ class Graph:
             g
             for g in self.groups
             if any(
-                module in (m.tensor.rpartition(".")[0], m.tensor, f"{m.tensor}[{m.dim}]")
+                module in (owner(m.tensor), m.tensor, f"{m.tensor}[{m.dim}]")
                 for m in getattr(g, role)
             )
         ]

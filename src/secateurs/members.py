@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .trace.labels import Ints
+from .trace.program import owner
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Group:
     @property
     def members(self) -> list[str]:
         """The paths of all modules that the group touches, writers first."""
-        paths = (m.tensor.rpartition(".")[0] for m in self.axes)
+        paths = (owner(m.tensor) for m in self.axes)
         return list(dict.fromkeys(paths))
 
     @property

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -22,6 +22,15 @@ from .trace.record import modules_of, tensor_of
 
 if TYPE_CHECKING:
     from .groups import Graph
+
+T = TypeVar("T", bound="Shaped")
+
+
+class Shaped(Protocol):
+    """Whatever has a shape: a tensor, or a variable of Keras."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True)
@@ -76,9 +85,13 @@ class Plan:
 
     def tensors_in(self, modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
         """The same, with the modules of the model by path."""
-        own = {}
+        return self.find(lambda name: tensor_of(modules, name))
+
+    def find(self, tensor_called: Callable[[str], T | None]) -> dict[str, T]:
+        """The same, with a way to find a tensor, or a variable, by its name."""
+        own: dict[str, T] = {}
         for name, slices in self.tensors.items():
-            tensor = tensor_of(modules, name)
+            tensor = tensor_called(name)
             if tensor is None:
                 raise PlanError(
                     f"the plan does not fit this model: it has no tensor {name!r}; "
@@ -88,11 +101,7 @@ class Plan:
                 raise PlanError(
                     f"the plan does not fit this model: {name!r} has shape "
                     f"{tuple(tensor.shape)} where the plan expects {slices.shape}"
-                    + (
-                        "; it has been cut already"
-                        if tensor.numel() < math.prod(slices.shape)
-                        else ""
-                    )
+                    + ("; it has been cut already" if _cut_already(tensor, slices) else "")
                 )
             own[name] = tensor
         return own
@@ -196,3 +205,7 @@ class Plan:
             FileError: the file is missing, truncated or not a plan.
         """
         return cls.from_json(read_text(path))
+
+
+def _cut_already(tensor: Shaped, slices: Slices) -> bool:
+    return math.prod(tensor.shape) < math.prod(slices.shape)

@@ -12,6 +12,7 @@ import torch
 from .errors import MendError, PlanError
 from .plan import Plan
 from .slices import Slices
+from .surgery.configure import configure
 from .surgery.describe import Axes
 from .surgery.mend import Mended, mend
 from .trace import static
@@ -37,6 +38,7 @@ def make_plan(graph: Graph, units: Mapping[str, Iterable[int]]) -> Plan:
     for name, indices in chosen.items():
         _check_units(graph[name], indices)
     selection = graph.select(chosen)
+    _check_whole(graph, chosen, selection)
     _check_axes(graph, selection)
     slices = slices_of(graph, selection)
     shapes = {(name, dim): own.axis(dim) for name, own in slices.items() for dim in own.removed}
@@ -69,7 +71,7 @@ def _mended(graph: Graph, selection: Selection, names: Iterable[str], axes: Axes
     for name in names:
         if why := graph[name].replayed:
             raise MendError(why)
-    return mend(graph.analysis, selection, axes)
+    return (configure if graph.rebuilt else mend)(graph.analysis, selection, axes)
 
 
 def _check_replay(graph: Graph, selection: Selection, slices: Mapping[str, Slices]) -> None:
@@ -107,11 +109,6 @@ def _check_units(group: Group, indices: list[int]) -> None:
     twice = sorted({i for i in indices if indices.count(i) > 1}) if _repeats(indices) else []
     if twice:
         raise PlanError(f"units {twice} of group {group.name!r} are named twice")
-    if len(indices) == group.size:
-        raise PlanError(
-            f"all {group.size} units of group {group.name!r} would go, and nothing would pass; "
-            "leave at least one"
-        )
     if (left := group.size - len(indices)) % group.multiple:
         raise PlanError(
             f"{left} units of group {group.name!r} would stay, and a kernel that reads them takes "
@@ -132,9 +129,27 @@ def _repeats(indices: list[int]) -> bool:
     return len(set(indices)) < len(indices)
 
 
+def _check_whole(graph: Graph, chosen: Mapping[str, list[int]], selection: Selection) -> None:
+    """A group may go whole only where a branch goes with it, and its readers keep something.
+
+    PyTorch layers are cut in place, and the code that calls them stays.
+    """
+    axes = {(name, dim): axis for name, dim, axis in graph.slots}
+    for name, indices in chosen.items():
+        group = graph[name]
+        if len(indices) == group.size and (
+            not graph.rebuilt
+            or any(selection.removed(axes[m.tensor, m.dim]).all() for m in group.reads)
+        ):
+            raise PlanError(
+                f"all {group.size} units of group {name!r} would go, and nothing would pass; "
+                "leave at least one"
+            )
+
+
 def _check_axes(graph: Graph, selection: Selection) -> None:
     """No axis anywhere may be emptied, and balanced axes must lose equally from each block."""
-    for vector in graph.analysis.labels.vectors:
+    for vector in () if graph.rebuilt else graph.analysis.labels.vectors:
         if vector.size and vector.labels is not None and selection.removed((vector,)).all():
             raise PlanError("the plan would empty an axis somewhere in the network; leave a unit")
     for axis, least, reason in graph.analysis.labels.least:

@@ -14,6 +14,7 @@ from .cost import Cost
 from .errors import ConfigError, nearest
 from .groups import Graph, Group, Selection
 from .scores import Array, Scores
+from .trace.program import owner
 
 
 def ranks(values: Array) -> Array:
@@ -64,7 +65,7 @@ class Limits:
     exact_only: bool = True
 
     def allows(self, group: Group) -> bool:
-        paths = [group.name, *(m.tensor.rpartition(".")[0] for m in group.writes)]
+        paths = [group.name, *(owner(m.tensor) for m in group.writes)]
         if self.exact_only and not group.exact:
             return False
         if any(fnmatchcase(path, pattern) for path in paths for pattern in self.ignore):
@@ -78,7 +79,7 @@ class Limits:
             ConfigError: names the pattern and the nearest group.
         """
         paths = {p for g in graph.groups for p in (g.name, *g.members)}
-        paths |= {frozen.tensor.rpartition(".")[0] for frozen in graph.frozen}
+        paths |= {owner(frozen.tensor) for frozen in graph.frozen}
         for pattern in (*self.only, *self.ignore):
             if not any(fnmatchcase(path, pattern) for path in paths):
                 hint = nearest(pattern, sorted(paths))

@@ -98,7 +98,7 @@ def score(
     found = find_criterion(criterion)
     if found.needs and data is None:
         raise DataError(f"criterion {found.name!r} needs data; pass batches of it")
-    if (LOSS | {"change"}) & found.needs:
+    if needs_loss(found):
         check_loss(loss, objective)
     own = chosen(graph, groups)
     places = _places(graph, found, own)
@@ -126,6 +126,15 @@ def score(
     error = _errors(found, infos, states)
     places = {name: place for name, place in places.items() if name in values}
     return Scores(values, found.name, run.examples, run.assumed, unscored, places, error)
+
+
+def needs_loss(criterion: str | Criterion) -> bool:
+    """Whether a criterion looks at the loss.
+
+    >>> needs_loss("taylor"), needs_loss("l2")
+    (True, False)
+    """
+    return bool((LOSS | {"change"}) & find_criterion(criterion).needs)
 
 
 def _places(graph: Graph, criterion: Criterion, groups: list[Group]) -> dict[str, str]:

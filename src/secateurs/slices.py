@@ -68,6 +68,8 @@ class Slices:
         tensor, known = tensor.detach(), {} if known is None else known
         if not self.removed:
             return tensor.clone()
+        if 0 in self.new_shape:
+            return tensor.new_empty(self.new_shape)
         dims, blocks = list(self.removed), max([len(gone) for gone in self.removed.values()])
         if blocks == 1 and (len(dims) == 1 or tensor.nbytes <= _CACHED):
             return self._select(tensor, dims, 0, known).contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,7 +104,7 @@ def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> An
     from .. import compare
 
     how = config.compare
-    network, inputs, data = opened(config, 0)
+    given, data = opened(config, 0, "data")
     lines = config.out / COMPARISON
     if lines.exists() and not resume:
         if not overwrite:
@@ -111,10 +112,9 @@ def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> An
                 f"{lines} is there already; go on with --resume, give another --out, or --overwrite"
             )
         lines.unlink()
-    return compare(
-        network,
-        inputs,
-        data=data.pop("train"),
+    verb: Callable[..., Any] = compare
+    return verb(
+        *given,
         criteria=how.criteria or "all",
         preset=how.preset,
         out=config.out,

@@ -18,6 +18,7 @@ from ..data.images import IMAGENET_MEAN, IMAGENET_STD
 from ..errors import ConfigError, nearest
 from ..process.options import Options, SparsifyOptions
 from .datasets import SCHEMES, is_built_in
+from .keras_files import is_keras_file
 from .models import parse_shape
 
 if sys.version_info >= (3, 11):
@@ -45,7 +46,7 @@ class ModelSection(Section):
 
     path: str
     """package.module:callable (called without arguments), torchvision:NAME, timm:NAME, a folder
-    that `secateurs prune` or sc.save wrote, or a .pt2 file."""
+    that `secateurs prune` or sc.save wrote, or a .pt2, .keras or .h5 file."""
     original: Annotated[str | None, Field(alias="class", examples=["my_model:build"])] = None
     """What a saved folder was cut from, as for `path`; needed where the folder does not say."""
     weights: Annotated[Path | None, Field(strict=False, examples=["trained.safetensors"])] = None
@@ -76,9 +77,10 @@ class DataSection(Section):
     train: str
     """mnist, mnist:DIR, images:DIR (one folder of images a class), or package.module:callable that
     returns batches (input, target)."""
-    loss: str
+    loss: Annotated[str | None, Field(examples=["cross_entropy"])] = None
     """A loss of torch.nn.functional, such as cross_entropy, or package.module:callable, a function
-    (output, target) -> one value per example."""
+    (output, target) -> one value per example. Of a Keras model, what compile takes; by default
+    what it is compiled with."""
     evaluate: Annotated[str | None, Field(examples=["my_data:accuracy"])] = None
     """What the metric is taken on after every step: mnist (its test images), mnist:DIR or
     images:DIR for the accuracy there, or package.module:callable, a function (model) -> metric."""
@@ -318,7 +320,8 @@ def _complete(file: Path | None, values: Values, budget: bool) -> None:
                 hint = nearest(key, keys(SECTIONS[name]))
                 raise ConfigError(f"{where}[{name}] has no key {key!r}{hint}")
     for name, key in (("model", "path"), ("data", "train"), ("data", "loss")):
-        if key not in values.get(name, {}):
+        compiled = key == "loss" and is_keras_file(str(values["model"].get("path")))
+        if key not in values.get(name, {}) and not compiled:
             raise ConfigError(f"{where}nothing says the {name}'s {key}: {_mend(name, key)}")
     if budget and not values.get("budget"):
         raise ConfigError(f"{where}nothing says the budget: give --budget macs=0.2, or [budget]")

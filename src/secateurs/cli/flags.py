@@ -13,7 +13,8 @@ from pydantic.fields import FieldInfo
 
 MODELS = (
     "package.module:callable (called without arguments; the current directory is searched), "
-    "torchvision:NAME, timm:NAME, a folder that `secateurs prune` or sc.save wrote, or a .pt2 file."
+    "torchvision:NAME, timm:NAME, a folder that `secateurs prune` or sc.save wrote, or a .pt2, "
+    ".keras or .h5 file."
 )
 Model: TypeAlias = Annotated[
     str,

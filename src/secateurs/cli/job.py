@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from ..errors import FileError
 from .config import Config, DataSection, make_config
 from .datasets import evaluation, train_batches
+from .keras_files import is_keras_file, keras_data
 from .models import build, example_inputs, is_saved
 from .objects import find_loss, importable
 from .saved import CONFIG, ZOOS, original_of
@@ -61,24 +62,34 @@ def configured(
     return config
 
 
-def opened(config: Config, seed: int) -> tuple[nn.Module, Any, dict[str, Any]]:
-    """The model of a configuration, its example inputs, and its data as the verbs take them."""
+def opened(
+    config: Config, seed: int, data_as: str = "train"
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The model of a configuration, its example inputs and its data as the verbs take them.
+
+    Args:
+        config: of the command.
+        seed: of random weights.
+        data_as: what the verb calls the data.
+
+    Returns:
+        Arguments by place, and by name.
+    """
     source, data = config.model, config.data
     network = build(source.path, source.weights, seed, source.original)
     if source.weights is None and source.path.partition(":")[0] in ZOOS:
         typer.echo("note: the weights are random; --weights takes trained ones", err=True)
     inputs = example_inputs(source.path, network, source.input_shape, source.inputs)
-    return (
-        network,
-        inputs,
-        {
-            "loss": find_loss(data.loss),
-            "train": train_batches(data, inputs),
-            "evaluate": evaluation(data, inputs),
-            "metric": data.metric_name,
-            "mode": data.mode,
-        },
-    )
+    if is_keras_file(source.path):
+        arrays, named = keras_data(data)
+        return (network, *arrays), {"example_inputs": inputs, **named}
+    return (network, inputs), {
+        "loss": find_loss(str(data.loss)),
+        data_as: train_batches(data, inputs),
+        "evaluate": evaluation(data, inputs),
+        "metric": data.metric_name,
+        "mode": data.mode,
+    }
 
 
 def writable(folder: Path, *, replace: bool) -> None:
@@ -87,9 +98,9 @@ def writable(folder: Path, *, replace: bool) -> None:
     Raises:
         FileError: it cannot be made, or holds a result already.
     """
-    from ..files.store import WEIGHTS
+    from ..files.store import KERAS, WEIGHTS
 
-    if not replace and (folder / WEIGHTS).exists():
+    if not replace and any((folder / name).exists() for name in (WEIGHTS, KERAS)):
         raise FileError(f"{folder} holds a result already; give another --out, or --overwrite")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
-"""MODEL: 'package.module:callable', 'torchvision:NAME', 'timm:NAME', a saved folder or a .pt2 file,
-and what to feed it."""
+"""MODEL: 'package.module:callable', 'torchvision:NAME', 'timm:NAME', a saved folder, a .pt2
+or a .keras file, and what to feed it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, FileError, nearest
+from .keras_files import is_keras_file, load_keras
 from .objects import called, find, made
 from .saved import PT2, original_of, recorded
 
@@ -48,6 +49,10 @@ def build(
         model = load(path, build(original_of(path, original), seed=seed))
     elif path.endswith(PT2):
         model = load(path)
+    elif is_keras_file(path):
+        if weights is not None:
+            raise ConfigError("a Keras file holds its own weights; leave --weights out")
+        return load_keras(path)
     else:
         make = _maker(path)
         # only now: what importing the module draws must not matter, it is imported only once
@@ -74,7 +79,7 @@ def _maker(path: str) -> Any:
     if zoo == "timm" and name:
         return _from_timm(name)
     if not name and (os.sep in path or os.path.exists(path)):
-        raise ConfigError(f"model {path!r} is neither a folder nor a {PT2} file")
+        raise ConfigError(f"model {path!r} is no folder, {PT2}, .keras or .h5 file")
     return find(path, "model")
 
 
@@ -159,6 +164,8 @@ def example_inputs(
         if shapes:
             raise ConfigError("give the input shape or inputs, not both")
         return made(inputs, "inputs")
+    if is_keras_file(path) and not shapes:
+        return None  # the model knows
     draw = torch.Generator().manual_seed(0)
     wanted = list(shapes) or _own_shapes(path, model)
     try:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError
+from ..process.options import Options
 from ..report.extra import check_installed, installed
 from . import flags
 from .config import Config, DataSection, PruneSection
 from .job import configured, keep, opened, writable
+from .keras_files import is_keras_file, own_options
 from .report import PAGE
 from .saved import CONFIG
 
@@ -79,6 +82,12 @@ def prune_model(
         --budget macs=0.5 --out runs/b
     ```
 
+    A Keras model, which is fine-tuned as it is compiled:
+
+    ```
+    secateurs prune --model trained.keras --train my_data:train --budget macs=0.5 --out runs/c
+    ```
+
     `secateurs init` writes a configuration with every key, its meaning and its default. Relative
     paths in it start at its own folder; the modules that it names are searched for there and in
     the current directory.
@@ -126,23 +135,26 @@ def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> Pr
     from .. import prune
 
     how = config.prune
-    network, inputs, data = opened(config, how.seed)
+    given, data = opened(config, how.seed)
+    options = how.options
+    if is_keras_file(config.model.path):
+        options = own_options(options, Options().model_dump())
     writable(config.out, replace=resume or overwrite)
-    return prune(
-        network,
-        inputs,
+    verb: Callable[..., PruneResult] = prune
+    return verb(
+        *given,
         budget=config.budget.given,
         criterion=how.criterion,
         out=config.out,
         resume=resume,
         progress=progress,
         **data,
-        **how.options,
+        **options,
     )
 
 
 def _write(config: Config, result: PruneResult) -> None:
-    from ..files.store import HISTORY, PLAN, WEIGHTS
+    from ..files.store import HISTORY, KERAS, PLAN, WEIGHTS
     from ..report.record import RECORD, SCORES
 
     keep(config, result, result.plan, (PAGE, RECORD, SCORES))
@@ -150,6 +162,7 @@ def _write(config: Config, result: PruneResult) -> None:
     typer.echo(f"{result}\n")
     for name, what in (
         (WEIGHTS, "weights of the pruned model"),
+        (KERAS, "the pruned model"),
         (PLAN, "what was removed"),
         (HISTORY, "every step"),
         (RECORD, "what a report is made from"),

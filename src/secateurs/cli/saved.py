@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from ..atomic import parse_json, read_text
 from ..errors import ConfigError, FileError
+from .keras_files import ENDINGS
 
 if TYPE_CHECKING:
     from .config import ModelSection
@@ -30,7 +31,7 @@ def original_of(folder: str, named: str | None, mend: str = "--class") -> str:
     Raises:
         ConfigError: nobody says it, or only the folder names code to run. What a file says never
             runs code that the user did not name: of a folder's own word, only names of torchvision
-            and timm and .pt2 files are taken.
+            and timm and files of .pt2, .keras and .h5 are taken.
         FileError: the folder's configuration is damaged.
     """
     if named is not None:
@@ -42,7 +43,7 @@ def original_of(folder: str, named: str | None, mend: str = "--class") -> str:
             f"{mend} torchvision:NAME"
         )
     origin = model.original or model.path
-    if origin.partition(":")[0] not in ZOOS and not origin.endswith(PT2):
+    if origin.partition(":")[0] not in ZOOS and not origin.endswith((PT2, *ENDINGS)):
         raise ConfigError(
             f"{folder} says that it was cut from {origin!r}; a file does not decide which code "
             f"runs: if you trust it, give {mend} {origin}"

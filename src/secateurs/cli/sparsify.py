@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -72,11 +73,11 @@ def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> Sp
     from .. import sparsify
 
     how = config.sparsify
-    network, inputs, data = opened(config, how.seed)
+    given, data = opened(config, how.seed)
     writable(config.out, replace=resume or overwrite)
-    return sparsify(
-        network,
-        inputs,
+    verb: Callable[..., SparsifyResult] = sparsify
+    return verb(
+        *given,
         out=config.out,
         resume=resume,
         progress=progress,

@@ -10,6 +10,7 @@ import typer
 
 from ..errors import FileError, LawError, TraceError
 from . import flags
+from .keras_files import is_keras_file, load_keras
 from .models import build, example_inputs, parse_shape
 from .objects import importable
 from .saved import original_of, recorded
@@ -53,6 +54,7 @@ def verify_saved(
     ```
     secateurs verify runs/a
     secateurs verify runs/a my_model:build --input-shape 1,1,28,28
+    secateurs verify runs/b trained.keras
     ```
     """
     import torch
@@ -62,6 +64,8 @@ def verify_saved(
     shapes = [parse_shape(text) for text in input_shape or ()]
     model = original_of(str(directory), model, mend="MODEL")
     network = build(model, weights)
+    if is_keras_file(model):
+        raise typer.Exit(_verify_keras(directory, network, plan, shapes, inputs, model))
     plan.check(network)
     dtype = torch.float64 if float64 else torch.float32
     network = network.to(dtype)
@@ -81,6 +85,44 @@ def verify_saved(
         hint = "; if the model fixes its precision, try --float32" if float64 else ""
         raise TraceError(f"{error}{hint}") from error
     raise typer.Exit(0 if proof.holds else 1)
+
+
+def _verify_keras(
+    directory: Path,
+    network: Any,
+    plan: Plan,
+    shapes: list[tuple[int, ...]],
+    inputs: str | None,
+    model: str,
+) -> int:
+    """The same for a Keras model, in the precision that it has; the exit code."""
+    from .. import apply, verify
+    from ..files.store import KERAS
+    from ..gates import deviation, tensors_of
+    from ..keras.module import Module, inputs_for
+    from ..trace.record import as_call
+
+    example = inputs_for(network, example_inputs(model, network, shapes, inputs))
+    small = apply(network, plan)
+    proof = verify(network, small, plan, example)
+    typer.echo(f"the plan fits {model}: {len(plan)} units in {len(plan.groups)} groups go")
+    typer.echo(proof)
+    if not proof.holds:
+        return 1
+    saved = load_keras(str(directory / KERAS))
+    args, kwargs = as_call(example)
+    given, wanted = (tensors_of(Module(own)(*args, **kwargs)) for own in (saved, small))
+    if [t.shape for t in given] != [t.shape for t in wanted]:
+        typer.echo("the saved model gives tensors of other shapes than the plan makes")
+        return 1
+    if deviation(given, given)[0] != 0:
+        typer.echo("the saved model gives values that are not finite")
+        return 1
+    outputs = ", ".join(str(tuple(tensor.shape)) for tensor in given)
+    typer.echo(
+        f"the saved model loads and runs: {saved.count_params():,} weights, output {outputs}"
+    )
+    return 0
 
 
 def _plan(directory: Path) -> Plan:

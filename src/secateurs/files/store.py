@@ -17,6 +17,7 @@ from torch import nn
 
 from ..atomic import check_file, read_text, replacing, write_with
 from ..errors import ConfigError, FileError, nearest
+from ..frontend import FrontEnd
 from ..plan import Plan
 from ..surgery.apply import apply
 from .coded import tensors as codes
@@ -27,7 +28,7 @@ from .pt2 import read_pt2
 M = TypeVar("M", bound=nn.Module)
 
 WEIGHTS, PLAN, HISTORY = "model.safetensors", "plan.json", "history.json"
-MODEL_ONNX = "model.onnx"
+MODEL_ONNX, KERAS = "model.onnx", "model.keras"
 SEAL = "sha256"
 
 
@@ -291,6 +292,9 @@ def check_state(
 
 def fill_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Copy checked tensors into a model, its buffers that are not persistent where given."""
+    if isinstance(model, FrontEnd):
+        model.fill(dict(tensors))
+        return
     state = unique_state(model)
     given = {name: buffer for name, buffer in model.named_buffers() if name in tensors}
     with torch.no_grad():

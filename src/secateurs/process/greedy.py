@@ -36,7 +36,7 @@ from .options import Options, make_options
 from .result import PruneResult
 from .run import Callback, Evaluate, Finetune, Hooks, Run
 from .stream import seed_everything
-from .training import OptimizerFactory, SchedulerFactory
+from .training import OptimizerFactory, SchedulerFactory, Trainer
 
 log = logging.getLogger("secateurs")
 
@@ -111,7 +111,7 @@ def prune(
     >>> result.model[0].out_features, result.stopped, result.proof.holds
     (8, 'budget', True)
     """
-    run = _Run(
+    run = GreedyRun(
         model,
         example_inputs,
         budget,
@@ -123,11 +123,11 @@ def prune(
     )
     if finetune is None or run.criterion.needs:
         check_loss(loss, objective)
-    run.start(train, optimizer, scheduler)
+    run.start(Trainer(run.model, train, loss, objective, optimizer, scheduler, run.options))
     return run.go(progress=progress, way="to the budget")
 
 
-class _Run(Run[Options, Checkpoint, PruneResult]):
+class GreedyRun(Run[Options, Checkpoint, PruneResult]):
     """One run: the working model, and everything that the next step depends on."""
 
     def __init__(

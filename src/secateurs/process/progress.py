@@ -11,10 +11,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 class Meter:
     """A line a step, a bar for the way to the budget, and one for the updates of a phase.
 
-    The bars are for a terminal; the lines are written to a file or a pipe too.
+    The bars are for a terminal, and not for beside another's; the lines are written to a file or a
+    pipe too.
     """
 
-    def __init__(self, shown: bool, way: str = "to the budget"):
+    def __init__(self, shown: bool, way: str = "to the budget", *, bars: bool = True):
         self.console = Console(stderr=True, quiet=not shown)
         self.bars = Progress(
             TextColumn("{task.description:<18}"),
@@ -23,7 +24,7 @@ class Meter:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not (shown and self.console.is_terminal),
+            disable=not (shown and bars and self.console.is_terminal),
         )
         self._way = self.bars.add_task(way, total=1.0)
         self._phase = self.bars.add_task("", total=1, visible=False)

@@ -82,9 +82,7 @@ class PruneResult:
             OSError: a file cannot be written; the old one stays.
             ExportError: the ONNX file cannot be written; weights, plan and history are.
         """
-        path = save(
-            self.model, self.plan, directory, history=self.history, sparse=sparse, values=values
-        )
+        path = self._write(Path(directory), sparse=sparse, values=values)
         self.record().save(path)
         if onnx:
             if self.example_inputs is None:
@@ -94,6 +92,14 @@ class PruneResult:
                 )
             export_onnx(self.model, self.example_inputs, path / MODEL_ONNX)
         return path
+
+    def _write(self, directory: Path, **options: Any) -> Path:
+        """Write weights, plan and history."""
+        return save(self.model, self.plan, directory, history=self.history, **options)
+
+    def _bytes(self) -> int:
+        """What the weights take."""
+        return size_in_bytes(self.model)
 
     def report(self, path: str | Path = "report.html") -> Path:
         """Write one self-contained HTML page on the run; needs `secateurs[report]`."""
@@ -116,7 +122,7 @@ class PruneResult:
                 "format": "secateurs.record/1",
                 "network": self.network,
                 "before": {**self.before, "bytes": self.network.bytes},
-                "after": {**self.after, "bytes": size_in_bytes(self.model)},
+                "after": {**self.after, "bytes": self._bytes()},
                 "proof": asdict(self.proof),
                 "latency": {
                     name: tuple(asdict(side) for side in sides)

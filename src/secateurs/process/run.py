@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
@@ -25,7 +25,7 @@ from .interrupt import Interrupt
 from .options import Training
 from .progress import Meter
 from .stream import own_randomness
-from .training import OptimizerFactory, SchedulerFactory, Trainer
+from .training import Trainer
 
 log = logging.getLogger("secateurs")
 
@@ -127,22 +127,14 @@ class Run(ABC, Generic[T, S, R]):
         """What came of it."""
 
     # ------------------------------------------------------------------ from start to end
-    def start(
-        self,
-        train: Iterable[Any],
-        optimizer: OptimizerFactory | None,
-        scheduler: SchedulerFactory | None,
-    ) -> None:
-        """Make the trainer, and take up the checkpoint that is there.
+    def start(self, trainer: Trainer) -> None:
+        """Take a trainer of the working model, and take up the checkpoint that is there.
 
         Raises:
             ConfigError: the folder holds a run that was interrupted, and nobody says to resume.
             FileError: the checkpoint is broken, or of another run.
         """
-        hooks = self.hooks
-        self.trainer = Trainer(
-            self.model, train, hooks.loss, hooks.objective, optimizer, scheduler, self.options
-        )
+        self.trainer = trainer
         if self.out is not None and os.path.lexists(self.out / NAME):
             saved = self.load(self.out)
             if self.resume:
@@ -166,7 +158,7 @@ class Run(ABC, Generic[T, S, R]):
         with (
             own_randomness(self.options.seed, 4),
             Interrupt() as self.interrupt,
-            Meter(shown, way) as self.meter,
+            Meter(shown, way, bars=not self.trainer.shows) as self.meter,
         ):
             if self.options.trackers:
                 self.trainer.accelerator.init_trackers("secateurs")

@@ -25,7 +25,7 @@ from .options import SparsifyOptions, validated
 from .run import Callback, Evaluate, Hooks, Run
 from .sparsify_result import SparsifyResult
 from .stream import seed_update
-from .training import OptimizerFactory, SchedulerFactory
+from .training import OptimizerFactory, SchedulerFactory, Trainer
 
 log = logging.getLogger("secateurs")
 
@@ -129,7 +129,7 @@ def sparsify(
         masks=masks,
     )
     check_loss(loss, objective)
-    run.start(train, optimizer, scheduler)
+    run.start(Trainer(run.model, train, loss, objective, optimizer, scheduler, run.options))
     return run.go(progress=progress, way="of the updates")
 
 

@@ -48,6 +48,17 @@ def make_accelerator(options: Training) -> Accelerator:
         ) from error
 
 
+def check_finite(model: nn.Module) -> None:
+    """Refuse a model that training has spoilt.
+
+    Raises:
+        NotFiniteError: a weight is NaN or infinite.
+    """
+    for name, tensor in model_tensors(model).items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NotFiniteError(f"{name} is not finite (NaN or infinite) after training")
+
+
 class Trainer:
     """The working model's optimizer and data, and how they take a step.
 
@@ -55,9 +66,11 @@ class Trainer:
         weights: opened around every forward and backward pass, and closed when the optimizer
             steps: masks apply there.
         losses: of each update of the last call of `train`.
+        shows: whether it draws a bar of its own as it goes.
     """
 
     losses: list[float]
+    shows = False
 
     def __init__(
         self,
@@ -127,9 +140,7 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             for buffer in self.model.buffers():  # each worker's statistics are its own
                 broadcast(buffer)
-        for name, tensor in model_tensors(self.model).items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise NotFiniteError(f"{name} is not finite (NaN or infinite) after training")
+        check_finite(self.model)
         return float(np.mean(losses)) if losses else float("nan")
 
     def _scheduled(self, done: int, of: int) -> Any:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from types import FunctionType, MethodType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from ..errors import PlanError
+from ..frontend import FrontEnd
 from ..plan import Plan
 from ..slices import Known
 from ..trace.record import caches, model_tensors, modules_of
@@ -60,6 +61,8 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
 
     To find out what that must say takes time: who cuts many times does it once, at the end.
     """
+    if isinstance(model, FrontEnd):
+        return cast(M, model.cut(plan, inplace=inplace))
     modules = modules_of(model)
     if plan.replay:
         check_served(model)
@@ -73,12 +76,7 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
     own = plan.tensors_in(modules)
     attributes = _mended(modules, plan.attributes)
     methods = _edited(modules, plan.edits)
-    known: Known = {}
-    factors = _factors(plan)
-    smaller = {
-        name: slices.cut(_scaled(own[name], factors.get(name, [])), known)
-        for name, slices in plan.tensors.items()
-    }
+    smaller = smaller_tensors(plan, own)
     if not inplace:
         # the copy shares nothing with the model, and never holds the full-size tensors
         memo: dict[int, Any] = {
@@ -108,6 +106,16 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
     else:
         adopt(modules, {name.rpartition(".")[0] for name in plan.tensors})
     return model
+
+
+def smaller_tensors(plan: Plan, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a plan leaves of the tensors that it cuts, by name."""
+    known: Known = {}
+    factors = _factors(plan)
+    return {
+        name: slices.cut(_scaled(own[name], factors.get(name, [])), known)
+        for name, slices in plan.tensors.items()
+    }
 
 
 def _factors(plan: Plan) -> dict[str, list[Scale]]:

@@ -23,6 +23,15 @@ class Ref:
     id: int
 
 
+def owner(tensor: str) -> str:
+    """The path of the module, or of the Keras layer, that a tensor belongs to.
+
+    >>> owner("layer1.0.conv1.weight"), owner("conv2d/kernel"), owner("scale")
+    ('layer1.0.conv1', 'conv2d', '')
+    """
+    return tensor[: max(tensor.rfind("."), tensor.rfind("/"), 0)]
+
+
 def is_plain(leaf: Any) -> bool:
     """Whether what goes into a model or comes out of it is a value that a recording can keep."""
     return leaf is None or isinstance(
@@ -135,15 +144,15 @@ class Program:
     `keywords` names the inputs where they were given by name.
     `tensors` maps a parameter's, buffer's or tensor attribute's path to its value; `constants`
     holds tensors met on the way that belong to neither. `attributes` are the integer attributes of
-    the modules, `methods` holds the method of a module that a piece of code is, `helpers` the
-    method that called it by its name and the function that it is, and `parameters`
-    gives the shape of every parameter of the model, used or not. `training` is a run in training
-    mode, where eval mode leaves parameters unused. `looks` says that the code looked at a value
-    that depends on the inputs, so that other inputs may take another way; `on_shapes` that it ran
-    on shapes alone. `written` holds the floats of unknown origin that a piece of code gave to torch
-    functions, and at which instructions. `states` holds pairs of values, the state that a cell was
-    given and the one that it made: its kernel wants one size. `apart` holds pairs of values whose
-    last sizes a kernel tells apart.
+    the modules and `floats` their floats, `methods` holds the method of a module that a piece of
+    code is, `helpers` the method that called it by its name and the function that it is, and
+    `parameters` gives the shape of every parameter of the model, used or not. `training` is a run
+    in training mode, where eval mode leaves parameters unused. `looks` says that the code looked at
+    a value that depends on the inputs, so that other inputs may take another way; `on_shapes` that
+    it ran on shapes alone. `written` holds the floats of unknown origin that a piece of code gave
+    to torch functions, and at which instructions. `states` holds pairs of values, the state that a
+    cell was given and the one that it made: its kernel wants one size. `apart` holds pairs of
+    values whose last sizes a kernel tells apart.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -154,6 +163,7 @@ class Program:
     constants: dict[int, torch.Tensor] = field(default_factory=dict)
     outputs: Any = None
     attributes: dict[Attribute, int] = field(default_factory=dict)
+    floats: dict[Attribute, float] = field(default_factory=dict)
     methods: dict[tuple[str, CodeType], FunctionType] = field(default_factory=dict)
     helpers: dict[tuple[str, CodeType], tuple[str, FunctionType]] = field(default_factory=dict)
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)

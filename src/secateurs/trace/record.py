@@ -572,6 +572,7 @@ def _observed(recorder: Recorder) -> Iterator[None]:
                         known[source] = value
                         attributes[name] = TaggedInt(value, source)
                 elif type(value) is float:
+                    recorder.program.floats[Attribute(path, name)] = value
                     attributes[name] = TaggedFloat(value, value)  # no cut changes it
                 elif type(value) in (tuple, list) and set(map(type, value)) == {int}:
                     if max(value) <= 1:

@@ -1,0 +1,195 @@
+"""Weight updates by `fit`: optimizer, loss and schedule are those of the compiled model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+
+from ..errors import ConfigError, DataError, FileError, NotFiniteError, nearest
+from ..plan import Plan
+from ..process.options import Training
+from ..process.stream import Stream
+from ..process.training import Trainer, check_finite, make_accelerator
+from .carry import native
+from .data import Weighted
+from .module import as_tensor
+from .working import Working
+
+_OURS = ("epochs", "steps_per_epoch", "class_weight", "callbacks", "verbose")
+_VALIDATION = ("validation_data", "validation_steps", "validation_batch_size", "validation_freq")
+
+
+class FitTrainer(Trainer):
+    """A trainer that calls `fit` of the working model's Keras model.
+
+    Args:
+        model: the working model.
+        data: from `data.batches`; read in an order that a resumed run repeats.
+        settings: further arguments of `fit`, such as callbacks or validation_data.
+        options: of the run; how weights are updated is none of theirs.
+    """
+
+    shows = True
+    model: Working
+
+    def __init__(
+        self,
+        model: Working,
+        data: Iterable[Any],
+        settings: Mapping[str, Any],
+        options: Training,
+    ):
+        self.options, self.settings = options, dict(settings)
+        for name in settings:
+            if name not in (*_OURS, *_VALIDATION):
+                known = (*_OURS, *_VALIDATION)
+                raise ConfigError(
+                    f"finetune: fit is not called with {name!r}{nearest(name, known)}"
+                )
+        self.weights = contextlib.nullcontext
+        self.accelerator = make_accelerator(options)
+        own = next(iter(model.parameters()), torch.zeros(0))
+        self.device = own.device
+        self.stream = Stream(data, options.seed)
+        self.model = model
+
+    def replace_model(self, model: Any) -> None:
+        """See `Trainer.replace_model`; the model has its own optimizer."""
+        self.model = model
+
+    def train(
+        self, updates: int, each: Callable[[], bool], *, done: int = 0, of: int | None = None
+    ) -> float:
+        """See `Trainer.train`; where the updates make whole epochs, they are shown as such."""
+        if not updates:
+            return float("nan")
+        model, epochs = self.model.model, self._epochs(updates)
+        _reseed(model, self.options.seed, *self.stream.place)
+        given = {
+            **{key: value for key, value in self.settings.items() if key != "steps_per_epoch"},
+            "epochs": epochs,
+            "callbacks": [*(self.settings.get("callbacks") or ()), _Each(each)],
+        }
+        history = model.fit(_Source(self.stream, updates // epochs), shuffle=False, **given)
+        self.losses = [float(value) for value in history.history["loss"]]
+        if not np.isfinite(self.losses).all():
+            raise NotFiniteError("the training loss is not finite (NaN or infinite)")
+        self.model.stand_for(model)
+        check_finite(self.model)
+        return float(np.mean(self.losses))
+
+    def _epochs(self, updates: int) -> int:
+        each = epoch_length(self.stream.loader, self.settings) or updates
+        return updates // each if updates % each == 0 else 1
+
+    # ------------------------------------------------------------------ optimizer state
+    def cut_optimizer(self, plan: Plan, shapes: dict[str, torch.Size]) -> None:
+        """See `Trainer.cut_optimizer`: done, as the smaller model was made."""
+
+    def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """See `Trainer.optimizer_state`."""
+        own = self.model.model.optimizer
+        variables = own.variables if own is not None else ()
+        return {str(i): as_tensor(v).detach().clone() for i, v in enumerate(variables)}, {}
+
+    def restore_optimizer(self, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
+        """See `Trainer.restore_optimizer`."""
+        model = self.model.model
+        if not tensors:
+            return
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        variables = model.optimizer.variables
+        if [tuple(tensors[key].shape) for key in sorted(tensors, key=int)] != [
+            tuple(v.shape) for v in variables
+        ]:
+            raise FileError("the checkpoint's optimizer is of another kind than the model's")
+        for index, variable in enumerate(variables):
+            variable.assign(native(tensors[str(index)]))
+
+
+def epoch_length(data: Any, settings: Mapping[str, Any]) -> int | None:
+    """How many batches an epoch has; None if the data does not tell."""
+    given = settings.get("steps_per_epoch")
+    if given is not None:
+        return int(given)
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def final_updates(data: Any, settings: Mapping[str, Any]) -> int | None:
+    """The updates of the epochs that are asked for; None if none are.
+
+    Raises:
+        ConfigError: how long an epoch is cannot be told.
+    """
+    if settings.get("epochs") is None:
+        return None
+    length = epoch_length(data, settings)
+    if length is None:
+        raise ConfigError("the data does not tell its length: say finetune=dict(steps_per_epoch=…)")
+    if not length:
+        raise DataError("the training data is empty")
+    return length * int(settings["epochs"])
+
+
+class _Source(keras.utils.PyDataset):
+    """The next batches of a stream, as many an epoch, as `fit` reads them on any backend."""
+
+    def __init__(self, stream: Stream, length: int):
+        super().__init__()
+        self._stream, self._length = stream, length
+        self._drawn = 0
+        self._last: deque[Any] = deque(maxlen=8)  # Keras looks at the first ones twice
+
+    @property
+    def num_batches(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        while self._drawn <= index:
+            [batch] = self._stream.take(1)
+            self._last.append(_for_fit(batch))
+            self._drawn += 1
+        return self._last[index - self._drawn]
+
+    def on_epoch_end(self) -> None:
+        self._drawn = 0
+        self._last.clear()
+
+
+def _for_fit(batch: Any) -> tuple[Any, ...]:
+    """A batch as Keras takes it: (x, y) or (x, y, weights), of NumPy arrays."""
+    x, y = batch
+    parts = (x, y.y, y.weight) if isinstance(y, Weighted) else (x,) if y is None else (x, y)
+    return tuple(keras.tree.map_structure(lambda tensor: tensor.cpu().numpy(), parts))
+
+
+class _Each(keras.callbacks.Callback):
+    """Tell that an update is done, and stop where no more are wanted."""
+
+    def __init__(self, each: Callable[[], bool]):
+        super().__init__()
+        self._each = each
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if not self._each():
+            self.model.stop_training = True
+
+
+def _reseed(model: Any, *numbers: int) -> None:
+    """Set what dropout and noise draw from, so that a resumed run draws the same."""
+    weights = {id(variable) for variable in model.weights}
+    drawing = [v for v in model.variables if id(v) not in weights]
+    words = np.random.SeedSequence(numbers).generate_state(max(len(drawing), 1))
+    for variable, word in zip(drawing, words, strict=False):
+        if tuple(variable.shape) == (2,):
+            variable.assign(np.array([int(word) & 0x7FFFFFFF, 0]))
