@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,3 +41,11 @@ class FrontEnd(nn.Module, ABC):
     @abstractmethod
     def fill(self, tensors: dict[str, torch.Tensor]) -> None:
         """Give the model's tensors these values, of their shapes."""
+
+    @abstractmethod
+    def maskable(self) -> set[str]:
+        """The names of the weights that are masked unless others are named."""
+
+    @abstractmethod
+    def wrote(self, names: Iterable[str]) -> None:
+        """Hear that the data of these tensors was exchanged, and hand it to the model."""

@@ -12,9 +12,11 @@ from .edit import delete_layer, insert_layer, replace_layer
 from .files import save
 from .prune import KerasPruneResult, prune
 from .scoring import oracle, score
+from .sparsify import KerasSparsifyResult, sparsify
 
 __all__ = [
     "KerasPruneResult",
+    "KerasSparsifyResult",
     "PruneCallback",
     "apply",
     "compare",
@@ -27,6 +29,7 @@ __all__ = [
     "save",
     "score",
     "sensitivity",
+    "sparsify",
     "trace",
     "verify",
 ]

@@ -70,19 +70,26 @@ class FitTrainer(Trainer):
         if not updates:
             return float("nan")
         model, epochs = self.model.model, self._epochs(updates)
-        _reseed(model, self.options.seed, *self.stream.place)
+        reseed(model, self.options.seed, *self.stream.place)
+        watch, source = self._watch(each, updates), _Source(self.stream, updates // epochs)
         given = {
             **{key: value for key, value in self.settings.items() if key != "steps_per_epoch"},
             "epochs": epochs,
-            "callbacks": [*(self.settings.get("callbacks") or ()), _Each(each)],
+            "callbacks": [watch, *(self.settings.get("callbacks") or ())],
         }
-        history = model.fit(_Source(self.stream, updates // epochs), shuffle=False, **given)
+        history = model.fit(source, shuffle=False, **given)
+        watch.close()
+        source.rewind(watch.done)
         self.losses = [float(value) for value in history.history["loss"]]
         if not np.isfinite(self.losses).all():
             raise NotFiniteError("the training loss is not finite (NaN or infinite)")
         self.model.stand_for(model)
         check_finite(self.model)
         return float(np.mean(self.losses))
+
+    def _watch(self, each: Callable[[], bool], updates: int) -> Watch:
+        """What goes along with so many updates."""
+        return Watch(each)
 
     def _epochs(self, updates: int) -> int:
         each = epoch_length(self.stream.loader, self.settings) or updates
@@ -112,6 +119,55 @@ class FitTrainer(Trainer):
             raise FileError("the checkpoint's optimizer is of another kind than the model's")
         for index, variable in enumerate(variables):
             variable.assign(native(tensors[str(index)]))
+
+
+_COMPILED = ("lr", "accumulate", "device", "precision", "trackers")
+
+
+def in_updates(options: Mapping[str, Any], name: str, updates: int | None) -> dict[str, Any]:
+    """The options of a run, with the epochs that were asked for in updates.
+
+    Args:
+        options: as they were given.
+        name: of the option that says how many updates are made.
+        updates: from `final_updates`.
+
+    Raises:
+        ConfigError: an option is of a training that is none of `fit`, or both are given.
+    """
+    for own in _COMPILED:
+        if own in options:
+            raise ConfigError(
+                f"{own}: a Keras model is fine-tuned as it is compiled; compile it otherwise"
+            )
+    if updates is None:
+        return dict(options)
+    if name in options:
+        raise ConfigError(f"say finetune=dict(epochs=…) or {name}=…, one of the two")
+    return {**options, name: updates}
+
+
+def check_compiled(model: Any, copy: Any) -> None:
+    """Refuse a model that cannot be fine-tuned as it is compiled, it or its copies.
+
+    Raises:
+        ConfigError: why not.
+    """
+    if not model.compiled:
+        raise ConfigError(
+            f"the model {model.name!r} is fine-tuned as it is compiled: compile it first"
+        )
+    if model.steps_per_execution > 1:
+        raise ConfigError(
+            f"the model {model.name!r} is compiled with steps_per_execution="
+            f"{model.steps_per_execution}, and between those steps nothing can be seen; say 1"
+        )
+    if not copy.compiled:
+        raise ConfigError(
+            f"the model {model.name!r} is compiled with what cannot be stored, so that a smaller "
+            "one cannot be compiled alike; register its loss and metrics with "
+            "keras.saving.register_keras_serializable"
+        )
 
 
 def epoch_length(data: Any, settings: Mapping[str, Any]) -> int | None:
@@ -149,6 +205,7 @@ class _Source(keras.utils.PyDataset):
         self._stream, self._length = stream, length
         self._drawn = 0
         self._last: deque[Any] = deque(maxlen=8)  # Keras looks at the first ones twice
+        self._places: list[tuple[int, int]] = []
 
     @property
     def num_batches(self) -> int:
@@ -158,8 +215,14 @@ class _Source(keras.utils.PyDataset):
         while self._drawn <= index:
             [batch] = self._stream.take(1)
             self._last.append(_for_fit(batch))
+            self._places.append(self._stream.place)
             self._drawn += 1
         return self._last[index - self._drawn]
+
+    def rewind(self, used: int) -> None:
+        """Put the stream behind the batches that were used, where Keras drew some ahead."""
+        if 0 < used < len(self._places):
+            self._stream.seek(*self._places[used - 1])
 
     def on_epoch_end(self) -> None:
         self._drawn = 0
@@ -173,19 +236,28 @@ def _for_fit(batch: Any) -> tuple[Any, ...]:
     return tuple(keras.tree.map_structure(lambda tensor: tensor.cpu().numpy(), parts))
 
 
-class _Each(keras.callbacks.Callback):
-    """Tell that an update is done, and stop where no more are wanted."""
+class Watch(keras.callbacks.Callback):
+    """Tell that an update is done, and stop where no more are wanted.
+
+    Attributes:
+        done: updates so far.
+    """
 
     def __init__(self, each: Callable[[], bool]):
         super().__init__()
-        self._each = each
+        self.each, self.done = each, 0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if not self._each():
+        """Count, and ask."""
+        self.done += 1
+        if not self.each():
             self.model.stop_training = True
 
+    def close(self) -> None:
+        """Hear that `fit` came to its end."""
 
-def _reseed(model: Any, *numbers: int) -> None:
+
+def reseed(model: Any, *numbers: int) -> None:
     """Set what dropout and noise draw from, so that a resumed run draws the same."""
     weights = {id(variable) for variable in model.weights}
     drawing = [v for v in model.variables if id(v) not in weights]

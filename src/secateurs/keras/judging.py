@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from ..errors import ConfigError, nearest
-from ..process.run import Evaluate
+from ..process.run import Callback, Evaluate
 from .layers import Layer
 
 Mode: TypeAlias = Literal["max", "min"]
@@ -79,3 +79,12 @@ def _evaluated(data: Any, metric: str, batch_size: int) -> Callable[[Layer], flo
         return float(found[metric])
 
     return evaluate
+
+
+def told_to(callbacks: Iterable[Callable[[dict[str, Any], Layer], None]]) -> tuple[Callback, ...]:
+    """The same callbacks, called with a working model."""
+    return tuple(_told(callback) for callback in callbacks)
+
+
+def _told(callback: Callable[[dict[str, Any], Layer], None]) -> Callback:
+    return lambda record, working: callback(record, working.model)

@@ -8,23 +8,20 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..criteria import Criterion, find_criterion
-from ..errors import ConfigError
 from ..process.describe import size_in_bytes
 from ..process.greedy import GreedyRun
 from ..process.options import make_options
 from ..process.result import PruneResult
-from ..process.run import Callback, Hooks
+from ..process.run import Hooks
 from ..score import needs_loss
 from .data import batches
 from .files import save
-from .fit import FitTrainer, final_updates
-from .judging import Mode, judge
+from .fit import FitTrainer, check_compiled, final_updates, in_updates
+from .judging import Mode, judge, told_to
 from .layers import Layer
 from .losses import compiled_loss
 from .module import inputs_for
 from .working import Working
-
-_COMPILED = ("lr", "accumulate", "device", "precision", "trackers")
 
 
 @dataclass
@@ -91,54 +88,22 @@ def prune(
         inputs_for(model, example_inputs),
         budget,
         find_criterion(criterion),
-        make_options(**_with_final(options, final_updates(train, settings))),
+        make_options(**in_updates(options, "final", final_updates(train, settings))),
         Hooks(
             compiled_loss(model, loss) if needs_loss(criterion) else None,
             None,
             told.evaluate,
             told.metric,
             told.mode,
-            tuple(_told(callback) for callback in callbacks),
+            told_to(callbacks),
         ),
         out,
         resume=resume,
     )
     copy = cast(Working, run.model)
     if run.options.updates or run.options.final or run.options.warmup:
-        _check_compiled(model, copy.model)
+        check_compiled(model, copy.model)
     run.start(FitTrainer(copy, train, settings, run.options))
     found = run.go(progress=progress, way="to the budget")
     own = {field.name: getattr(found, field.name) for field in fields(found)}
     return KerasPruneResult(**{**own, "model": cast(Working, found.model).model})
-
-
-def _with_final(options: Mapping[str, Any], updates: int | None) -> dict[str, Any]:
-    """The options of the run, with the last fine-tuning in updates."""
-    for name in _COMPILED:
-        if name in options:
-            raise ConfigError(
-                f"{name}: a Keras model is fine-tuned as it is compiled; compile it otherwise"
-            )
-    if updates is None:
-        return dict(options)
-    if "final" in options:
-        raise ConfigError("say finetune=dict(epochs=…) or final=…, one of the two")
-    return {**options, "final": updates}
-
-
-def _check_compiled(model: Layer, copy: Layer) -> None:
-    if not model.compiled:
-        raise ConfigError(
-            f"the model {model.name!r} is fine-tuned as it is compiled: compile it first, or say "
-            "updates=0, final=0"
-        )
-    if not copy.compiled:
-        raise ConfigError(
-            f"the model {model.name!r} is compiled with what cannot be stored, so that a smaller "
-            "one cannot be compiled alike; register its loss and metrics with "
-            "keras.saving.register_keras_serializable"
-        )
-
-
-def _told(callback: Callable[[dict[str, Any], Layer], None]) -> Callback:
-    return lambda record, working: callback(record, working.model)

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import keras
 import torch
+from torch import nn
 
 from ..frontend import FrontEnd
 from ..groups import Graph
 from ..plan import Plan
+from ..sparse.splicing import layers_of as by_layer
 from ..trace.program import Program
 from .carry import carry, native
 from .cut import apply, trace
-from .layers import Layer, variables_of
+from .layers import Layer, layers_of, variables_of
 from .module import Module
 from .rebuild import Change, Rebuilt
 from .recorded import program_of
+
+# Layers whose weights stand for themselves, or are made anew as the model is trained.
+_WHOLE = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.PReLU,
+    keras.layers.RMSNormalization,
+    keras.layers.SpectralNormalization,
+)
 
 
 class Working(Module, FrontEnd):
@@ -48,6 +62,33 @@ class Working(Module, FrontEnd):
         for name, variable in variables_of(self.model).items():
             variable.assign(native(tensors[name]))
         self.stand_for(self.model)
+
+    def maskable(self) -> set[str]:
+        """See `FrontEnd.maskable`."""
+        leaves = layers_of(self.model).values()
+        whole = {id(v) for leaf in leaves if isinstance(leaf, _WHOLE) for v in leaf.weights}
+        sizes = {
+            name: tuple(variable.shape)
+            for name, variable in variables_of(self.model).items()
+            if variable.trainable and variable.shape and id(variable) not in whole
+        }
+        layers = by_layer(sizes).values()
+        return {name for own in layers if any(len(sizes[n]) > 1 for n in own) for name in own}
+
+    def wrote(self, names: Iterable[str]) -> None:
+        """See `FrontEnd.wrote`; on the torch backend the tensors are the model's own."""
+        if keras.backend.backend() != "torch":
+            own, tensors = variables_of(self.model), self.state_dict()
+            for name in names:
+                own[name].assign(native(tensors[name]))
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """The weights, each once, by the names of the variables."""
+        for name, parameter in self._parameters.items():
+            if parameter is not None:
+                yield (f"{prefix}.{name}" if prefix else name), parameter
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]
         """The weights, each once, by the names of the variables."""

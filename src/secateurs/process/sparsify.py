@@ -117,7 +117,7 @@ def sparsify(
     >>> result.masks.kept, result.masks.total, result.stopped
     (28, 114, 'done')
     """
-    run = _Run(
+    run = SparsifyRun(
         model,
         example_inputs,
         Target(compression, sparsity, pattern, thresholds),
@@ -133,7 +133,7 @@ def sparsify(
     return run.go(progress=progress, way="of the updates")
 
 
-class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
+class SparsifyRun(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
     """One run: the dense weights, the masks, and everything that the next update depends on."""
 
     def __init__(
@@ -276,15 +276,15 @@ class _Run(Run[SparsifyOptions, MaskCheckpoint, SparsifyResult]):
 
     def _saliencies(self, names: list[str]) -> dict[str, Tensor]:
         """Of the dense weights, in the masked network."""
+        self.trainer.settle()
         dense = {name: p.data for name, p in self.model.named_parameters() if name in set(names)}
         if not self.saliency.needs:
             return self.saliency.of(self.model, names, weights=dense)
-        batches = self.trainer.stream.take(self.options.score_batches)
         with torch.enable_grad(), self.masks.applied(self.model):
             found = self.saliency.of(
                 self.model,
                 names,
-                map(self.trainer.to_device, batches),
+                self.trainer.drawn(self.options.score_batches),
                 loss=self.hooks.loss,
                 objective=self.hooks.objective,
                 weights=dense,

@@ -143,6 +143,13 @@ class Trainer:
         check_finite(self.model)
         return float(np.mean(losses)) if losses else float("nan")
 
+    def settle(self) -> None:
+        """See to it that the model's tensors hold the weights as they are without a mask."""
+
+    def drawn(self, count: int) -> Iterator[Any]:
+        """Batches to judge weights by."""
+        return map(self.to_device, self.stream.take(count))
+
     def _scheduled(self, done: int, of: int) -> Any:
         """The scheduler of a phase at its place; one that goes on elsewhere is stepped there."""
         if done and self._place == (done, of):

@@ -16,6 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..errors import FileError, MaskError, nearest
+from ..frontend import FrontEnd
 from ..plan import Plan
 from ..tables import render
 from .splicing import layers_of
@@ -63,7 +64,8 @@ class Masks(Mapping[str, Tensor]):
             model: whose parameters get a mask; nothing is changed.
             names: paths of parameters; by default all of every layer that has a weight of two or
                 more dimensions (convolutions, linear and recurrent layers, embeddings; biases
-                too). Normalisations and layers with a reparametrised weight get none.
+                too). Normalisations and layers with a reparametrised weight get none, nor does
+                what a Keras model does not train.
 
         Raises:
             MaskError: there is no parameter of such a path, or none to mask.
@@ -183,6 +185,7 @@ class Masks(Mapping[str, Tensor]):
         """
         for parameter, mask in self._pairs(model):
             parameter.data.masked_fill_(~mask, 0)
+        _tell(model, self)
         return model
 
     @contextmanager
@@ -211,10 +214,12 @@ class Masks(Mapping[str, Tensor]):
         try:
             for parameter, mask in pairs:
                 parameter.data = torch.where(mask, parameter.data, 0)  # inf · 0 would be NaN
+            _tell(model, self)
             yield model
         finally:
             for (parameter, _), data in zip(pairs, dense, strict=True):
                 parameter.data = data
+            _tell(model, self)
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model that these masks are not of.
@@ -369,8 +374,16 @@ def _parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, st
     return parameters, alias
 
 
+def _tell(model: nn.Module, names: Iterable[str]) -> None:
+    """Let a model of another library know that the data of its tensors was exchanged."""
+    if isinstance(model, FrontEnd):
+        model.wrote(names)
+
+
 def _maskable(model: nn.Module, alias: Mapping[str, str]) -> set[str]:
     """The parameters of the layers that have a weight of two or more dimensions."""
+    if isinstance(model, FrontEnd):
+        return model.maskable()
     out = set()
     for path, module in model.named_modules(remove_duplicate=False):
         own = dict(module.named_parameters(recurse=False))

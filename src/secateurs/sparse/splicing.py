@@ -22,8 +22,12 @@ Terms: TypeAlias = Mapping[str, tuple[float, float]]
 
 
 def layer_of(name: str) -> str:
-    """The module path of a parameter."""
-    return name.rpartition(".")[0]
+    """The module path of a parameter, or the path of a Keras variable's layer.
+
+    >>> layer_of("features.0.weight"), layer_of("encoder/conv2d/kernel")
+    ('features.0', 'encoder/conv2d')
+    """
+    return name[: max(name.rfind("."), name.rfind("/"), 0)]
 
 
 def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
