@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .trace.program import Program
+from .trace.record import record
+from .trace.rules import supported
+
 if TYPE_CHECKING:
     from .groups import Graph
     from .plan import Plan
-    from .trace.program import Program
 
 
 class FrontEnd(nn.Module, ABC):
@@ -49,3 +52,10 @@ class FrontEnd(nn.Module, ABC):
     @abstractmethod
     def wrote(self, names: Iterable[str]) -> None:
         """Hear that the data of these tensors was exchanged, and hand it to the model."""
+
+
+def recorded(model: nn.Module, example_inputs: Any) -> Program:
+    """What one run of a model of either kind did; see `trace.record.record`."""
+    if isinstance(model, FrontEnd):
+        return model.recorded(example_inputs)
+    return record(model, example_inputs, supported)

@@ -25,7 +25,6 @@ from secateurs.keras.module import as_tensor
 
 from .models import drawn
 
-ON_JAX = keras.backend.backend() == "jax"
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(48, 6, 6, 2)).astype("float32")
 Y = (X.mean((1, 2))[:, 0] > 0).astype("int64") + (X.mean((1, 2))[:, 1] > 0)
@@ -258,7 +257,6 @@ def test_what_cannot_be_done_is_refused_with_a_way_out(tmp_path: Path) -> None:
         sc.save(model, None, tmp_path, sparse=True)
 
 
-@pytest.mark.skipif(ON_JAX, reason="refused there")
 def test_a_callback_gates_while_the_user_trains_and_cuts_at_the_end() -> None:
     model = network()
     callback = PruneCallback(X, Y, budget={"macs": 0.6}, epochs=2)

@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import SecateursError, TraceError
-from ..frontend import FrontEnd
+from ..frontend import recorded
 from ..gates import TOLERANCE, deviation, trace
 from ..groups import Graph
-from ..trace import rules
 from ..trace.labels import leaves
-from ..trace.program import Program
-from ..trace.record import as_call, evaluating, input_tensors, model_tensors, record
+from ..trace.record import as_call, evaluating, input_tensors, model_tensors
 from .recording import Affine, Layout, Recording, ordered_inputs, pick_examples, tensors_in
 
 SIZES = (5, 7, 11)
@@ -90,7 +88,7 @@ def _scaled(model: nn.Module, call: Any, examples: int) -> Recording:
         raise DiffersError("the model looks at values, and may run otherwise for others")
     if any(node.op._schema.is_mutable for node in graph.program.nodes):
         raise DiffersError("the model changes values in place that something else still reads")
-    programs = [graph.program] + [_recorded(model, _probe(call, examples, n)) for n in SIZES[1:]]
+    programs = [graph.program] + [recorded(model, _probe(call, examples, n)) for n in SIZES[1:]]
     if len({len(p.nodes) for p in programs}) + len({len(p.values) for p in programs}) > 2:
         raise DiffersError("the operations that run depend on the number of examples")
     affine = {}
@@ -107,12 +105,6 @@ def _scaled(model: nn.Module, call: Any, examples: int) -> Recording:
     made = Recording(model, graph, SIZES[0], affine)
     made.layouts = _check_examples(made, model, call, examples)
     return made
-
-
-def _recorded(model: nn.Module, call: Any) -> Program:
-    if isinstance(model, FrontEnd):
-        return model.recorded(call)
-    return record(model, call, rules.supported)
 
 
 def _same(a: Tensor, b: Tensor | None) -> bool:

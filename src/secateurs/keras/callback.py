@@ -23,6 +23,7 @@ from ..score import needs_loss, score
 from .carry import native
 from .cut import apply, trace, verify
 from .data import batches
+from .fit import synced
 from .layers import Layer, variables_of
 from .losses import compiled_loss
 from .working import Working
@@ -73,10 +74,6 @@ class PruneCallback(keras.callbacks.Callback):
         super().__init__()
         if epochs < 1:
             raise ConfigError(f"epochs must be at least 1, not {epochs}")
-        if keras.backend.backend() == "jax":
-            raise ConfigError(
-                "on JAX a callback cannot change weights between batches; use secateurs.prune"
-            )
         self.pruned: Layer | None = None
         self.plan: Plan | None = None
         self.proof: Proof | None = None
@@ -106,6 +103,8 @@ class PruneCallback(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Close the gates again, which the update may have opened."""
+        if self._masks:
+            synced(self.model)
         for variable, mask in self._masks:
             variable.assign(keras.ops.multiply(variable, mask))
 

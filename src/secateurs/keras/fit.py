@@ -236,6 +236,13 @@ def _for_fit(batch: Any) -> tuple[Any, ...]:
     return tuple(keras.tree.map_structure(lambda tensor: tensor.cpu().numpy(), parts))
 
 
+def synced(model: Any) -> Any:
+    """A model that `fit` is training, with its weights as they are: JAX keeps them until asked."""
+    if keras.backend.backend() == "jax":
+        model.jax_state_sync()
+    return model
+
+
 class Watch(keras.callbacks.Callback):
     """Tell that an update is done, and stop where no more are wanted.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..process.options import Training
 from ..process.stream import Stream
 from .carry import native
-from .fit import FitTrainer, Watch, reseed
+from .fit import FitTrainer, Watch, reseed, synced
 from .layers import Layer, variables_of
 from .working import Working
 
@@ -95,8 +95,7 @@ class _UnderMasks(Watch):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Take up what the update changed, and ask for the next one."""
-        if keras.backend.backend() == "jax":
-            self.model.jax_state_sync()  # `fit` keeps the weights to itself until it is asked
+        synced(self.model)
         for name, (_, mask) in self._masks.items():
             new, old = self._value(name), self._dense[name]
             self._dense[name] = keras.ops.where(mask, new, old + new)

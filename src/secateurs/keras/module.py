@@ -98,7 +98,7 @@ def _drawn(model: Layer) -> Any:
                 f"an input of the model {model.name!r} has the shape {symbolic.shape}; "
                 "pass example_inputs"
             )
-        shape = (batch or 2, *rest)
+        shape = (batch or 1, *rest)
         whole = "int" in symbolic.dtype or symbolic.dtype == "bool"
         drawn: Any = generator.integers(0, 2, shape) if whole else generator.normal(size=shape)
         return as_tensor(keras.ops.convert_to_tensor(drawn, dtype=symbolic.dtype))

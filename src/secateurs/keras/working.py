@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from ..frontend import FrontEnd
 from ..groups import Graph
@@ -40,6 +41,24 @@ class Working(Module, FrontEnd):
     """
 
     model: Layer
+
+    def stand_for(self, model: Layer, names: Iterable[str] | None = None) -> None:
+        """See `Module.stand_for`."""
+        if self.__dict__.get("model") is not model:
+            self.__dict__["_programs"] = {}  # shapes of the inputs -> what the model does with them
+        super().stand_for(model, names)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Module.forward`; what derivatives are taken of is replayed with torch."""
+        derived = any(p.requires_grad for p in self.parameters()) and torch.is_grad_enabled()
+        if keras.backend.backend() == "torch" or not derived:
+            return super().forward(*args, **kwargs)
+        inputs = kwargs or args
+        leaves, spec = pytree.tree_flatten(inputs)
+        key = (str(spec), *((tuple(leaf.shape), leaf.dtype) for leaf in leaves))
+        if key not in self._programs:
+            self._programs[key] = self.recorded(inputs)
+        return self._programs[key].replay(self.state_dict(), leaves)
 
     def traced(self, example_inputs: Any) -> Graph:
         """See `FrontEnd.traced`."""

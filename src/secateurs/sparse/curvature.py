@@ -21,9 +21,9 @@ from torch.utils import _pytree as pytree
 from ..batches import Loss, Objective, check_loss, loss_of, total_loss
 from ..curvature import Output, check_bent, hessian, hessian_rows, slope_at
 from ..errors import DataError
+from ..frontend import recorded
 from ..trace.program import Node, Program, Ref
-from ..trace.record import evaluating, input_tensors, model_tensors, record
-from ..trace.rules import supported
+from ..trace.record import evaluating, input_tensors, model_tensors
 from .derivatives import examples_of, parameters_of
 from .squares import Step, squared, unknown
 
@@ -192,7 +192,7 @@ class _Walk:
         key = (str(spec), *told)  # a recording bakes in all that is no tensor
         program = self._recordings.get(key)
         if program is None or program.looks:  # other values may take another way through the code
-            program = self._recordings[key] = record(self._model, call, supported)
+            program = self._recordings[key] = recorded(self._model, call)
         self.program = program
         tensors = model_tensors(self._model)
         paths = {id(tensors[path]): ident for path, ident in self.program.tensors.items()}

@@ -159,7 +159,8 @@ def reading_axes(
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Along which dimension a pattern lies: the first one that the trace saw the weight read by.
 
-    Where it saw none, in a recurrent cell for one, that is dimension 1, as in all of PyTorch's own.
+    Where it saw none, in a recurrent cell for one, that is dimension 1, as in all of PyTorch's own;
+    in a Keras model, where it may be any, the weight is left out.
 
     Returns:
         (parameter -> dimension, parameter -> why a pattern cannot be laid on it); nothing where no
@@ -174,8 +175,10 @@ def reading_axes(
     for name in names:
         shape = masks[name].shape
         dims = (d for d in range(len(shape)) for path in masks.paths(name) if (path, d) in reads)
-        dim = next(dims, 1)
-        if shape[dim] % m:
+        dim = next(dims, None if graph.rebuilt else 1)
+        if dim is None:
+            left[name] = "the trace saw no dimension that it is read along"
+        elif shape[dim] % m:
             left[name] = f"it reads {shape[dim]}, no multiple of {m}"
         else:
             axes[name] = dim
