@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -68,11 +69,31 @@ def shared() -> Any:
     return functional((4,), body)
 
 
-def test_a_shared_layer_goes_from_every_call() -> None:
-    model = shared()
-    small = sc.delete_layer(model, "twice")
-    inside = model.get_layer("inner").get_layer("in")
-    np.testing.assert_allclose(output(small, X), X + dense(X, inside), rtol=1e-4, atol=1e-5)
+Verb = Callable[[Any, str], Any]
+# each verb on a layer, and what then comes of an input and what the layer made of it
+VERBS: dict[str, tuple[Verb, Callable[[Any, Any], Any]]] = {
+    "delete": (sc.delete_layer, lambda x, _: x),
+    "insert": (
+        lambda model, name: sc.insert_layer(model, L.Activation("tanh", name="t"), after=name),
+        lambda _, made: np.tanh(made),
+    ),
+    "replace": (
+        lambda model, name: sc.replace_layer(model, name, L.Activation("tanh", name="t")),
+        lambda x, _: np.tanh(x),
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_shared_layer_changes_at_every_call(verb: str) -> None:
+    model, (edit, then) = shared(), VERBS[verb]
+    twice, inside = model.get_layer("twice"), model.get_layer("inner").get_layer("in")
+
+    def now(x: Any) -> Any:
+        return then(x, dense(x, twice))
+
+    wanted = now(X) + dense(now(now(X)), inside)
+    np.testing.assert_allclose(output(edit(model, "twice"), X), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_in_a_model_inside() -> None:
@@ -83,15 +104,16 @@ def test_in_a_model_inside() -> None:
     np.testing.assert_allclose(output(small, X), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_upstream_of_two_outputs() -> None:
+@pytest.mark.parametrize("verb", VERBS)
+def test_upstream_of_two_outputs(verb: str) -> None:
     def body(x: Any) -> Any:
         x = L.Dense(4, name="both")(x)
         return [L.Dense(2, name="left")(x), L.Dense(3, name="right")(x)]
 
-    model = functional((4,), body)
-    left, right = sc.delete_layer(model, "both")(X)
+    model, (edit, then) = functional((4,), body), VERBS[verb]
+    left, right = edit(model, "both")(X)
     for given, name in ((left, "left"), (right, "right")):
-        wanted = dense(X, model.get_layer(name))
+        wanted = dense(then(X, dense(X, model.get_layer("both"))), model.get_layer(name))
         given = keras.ops.convert_to_numpy(given)
         np.testing.assert_allclose(given, wanted, rtol=1e-4, atol=1e-5)
 

@@ -94,6 +94,20 @@ def test_taylor_is_the_derivative_by_a_gate_put_in_by_hand() -> None:
     np.testing.assert_allclose(scores["first"], expected, rtol=5e-3, atol=1e-6)
 
 
+def test_obd_is_the_second_derivative_worked_out_by_hand() -> None:
+    """½ dᵀ(diag p − p pᵀ)d, where d is what a unit of the last convolution adds to the logits."""
+    model = network()
+    body = keras.Model(model.inputs, model.get_layer("second").output)
+    maps = keras.ops.convert_to_numpy(body(X, training=False)).astype("float64")
+    kernel, bias = (keras.ops.convert_to_numpy(v) for v in model.get_layer("head").weights)
+    d = np.einsum("npu,puk->nuk", maps.reshape(48, 4, 4), kernel.reshape(4, 4, 3))
+    p = np.exp(d.sum(1) + bias)
+    p /= p.sum(1, keepdims=True)
+    bends = np.einsum("nuk,nk->nu", d**2, p) - np.einsum("nuk,nk->nu", d, p) ** 2
+    scores = sc.score(model, sc.trace(model), X, Y, criterion="obd")
+    np.testing.assert_allclose(scores["second"], bends.mean(0) / 2, rtol=1e-4)
+
+
 def test_data_may_come_in_any_form_of_fit() -> None:
     model, graph = network(), sc.trace(network())
 
@@ -175,6 +189,8 @@ def test_a_model_is_pruned_to_its_budget_with_its_own_fit(tmp_path: Path) -> Non
         finetune={"epochs": 2, "callbacks": [watch]},
     )
     assert result.stopped == "budget"
+    # positions · kernel · channels, of one example
+    assert result.before["macs"] == 16 * 9 * 2 * 5 + 4 * 9 * 5 * 4 + 16 * 3
     assert result.after["macs"] <= 0.6 * result.before["macs"]
     assert result.proof.holds
     assert epochs[-2:] == [0, 1]  # the last fine-tuning
