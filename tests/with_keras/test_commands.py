@@ -58,6 +58,16 @@ def test_a_file_is_inspected_pruned_and_verified(here: Path, capsys: Any) -> Non
     assert command("verify", "run", "net.keras") == 1
 
 
+def test_single_weights_of_a_file_are_pruned(here: Path, capsys: Any) -> None:
+    given = ["--model", "net.keras", "--train", "own_keras_data:train", "--sparsity", "0.5"]
+    few = ["--updates", "2", "--every", "1", "--no-progress"]
+    assert command("sparsify", *given, *few, "--out", "sparse") == 0
+    assert "model.keras  weights, zero where they are gone" in capsys.readouterr().out
+    small = keras.models.load_model("sparse/model.keras")
+    gone = sum(int((w == 0).sum()) for w in small.get_weights())
+    assert gone == small.count_params() // 2
+
+
 def test_criteria_are_compared_from_a_file(here: Path, capsys: Any) -> None:
     given = ["--model", "net.keras", "--train", "own_keras_data:train", "--criteria", "l2"]
     few = [

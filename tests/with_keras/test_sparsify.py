@@ -194,7 +194,7 @@ def test_the_gradient_of_a_weight_is_what_evaluate_says() -> None:
         assert float(found[at]) == pytest.approx(abs(slope * whole[at]), rel=2e-2, abs=2e-5)
 
 
-@pytest.mark.parametrize("saliency", ["taylor", "obd"])
+@pytest.mark.parametrize("saliency", ["taylor", "obd", "gauss-newton"])
 def test_saliencies_by_the_loss(saliency: str) -> None:
     result = sparsify(network(), compression=3, saliency=saliency, score_batches=1)
     assert result.stopped == "done"

@@ -10,6 +10,7 @@ import typer
 from . import flags
 from .config import Config, DataSection, SparsifySection
 from .job import configured, keep, opened, writable
+from .keras_files import is_keras_file, own_options
 from .report import PAGE
 
 if TYPE_CHECKING:
@@ -71,9 +72,13 @@ def sparsify_model(
 
 def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> SparsifyResult:
     from .. import sparsify
+    from ..process.options import SparsifyOptions
 
     how = config.sparsify
     given, data = opened(config, how.seed)
+    options = how.model_dump()
+    if is_keras_file(config.model.path):
+        options = own_options(options, SparsifyOptions().model_dump())
     writable(config.out, replace=resume or overwrite)
     verb: Callable[..., SparsifyResult] = sparsify
     return verb(
@@ -82,16 +87,17 @@ def _run(config: Config, *, resume: bool, overwrite: bool, progress: bool) -> Sp
         resume=resume,
         progress=progress,
         **data,
-        **how.model_dump(),
+        **options,
     )
 
 
 def _write(config: Config, result: SparsifyResult) -> None:
-    from ..files.store import HISTORY, WEIGHTS
+    from ..files.store import HISTORY, KERAS, WEIGHTS
     from ..plan import Plan
     from ..report.record import RECORD, SCORES
 
     keep(config, result, Plan({}, {}, {}), (PAGE, RECORD, SCORES))
     typer.echo(f"{result}\n")
-    typer.echo(f"{config.out / WEIGHTS}  weights, zero where they are gone")
+    weights = KERAS if is_keras_file(config.model.path) else WEIGHTS
+    typer.echo(f"{config.out / weights}  weights, zero where they are gone")
     typer.echo(f"{config.out / HISTORY}  every evaluation and every change of the masks")
