@@ -9,7 +9,7 @@ import keras
 from torch import Tensor
 
 from ..process.options import Training
-from ..process.stream import Stream
+from ..process.stream import Stream, seed_update
 from .carry import native
 from .fit import FitTrainer, Watch, reseed, synced
 from .layers import Layer, variables_of
@@ -68,7 +68,9 @@ class MaskedTrainer(FitTrainer):
 
     def reseed(self, done: int) -> None:
         """Set what the next update draws from, so that each of them is a safe point."""
-        reseed(self.model.model, self.options.seed, 2, self._first + done)
+        numbers = (self.options.seed, 2, self._first + done)
+        seed_update(self.device, *numbers)  # what a Dropout without a seed draws from on torch
+        reseed(self.model.model, *numbers)
 
 
 class _UnderMasks(Watch):
@@ -91,7 +93,10 @@ class _UnderMasks(Watch):
         """Go over to the masked weights."""
         self._dense = {name: self._value(name) for name in self._trainer.masks()}
         self._hide()
-        self._trainer.reseed(0)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Draw as this update would in any other run."""
+        self._trainer.reseed(self.done)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Take up what the update changed, and ask for the next one."""
@@ -103,7 +108,6 @@ class _UnderMasks(Watch):
         if self.done < self._updates and not self.each():
             self.model.stop_training = True
         self._hide()
-        self._trainer.reseed(self.done)
 
     def close(self) -> None:
         """Leave the model with its dense weights."""
