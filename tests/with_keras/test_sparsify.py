@@ -196,6 +196,10 @@ def test_the_gradient_of_a_weight_is_what_evaluate_says() -> None:
 
 @pytest.mark.parametrize("saliency", ["taylor", "obd", "gauss-newton"])
 def test_saliencies_by_the_loss(saliency: str) -> None:
+    if saliency == "gauss-newton" and keras.backend.backend() != "torch":
+        with pytest.raises(ConfigError, match="take 'obd'"):
+            sparsify(network(), compression=3, saliency=saliency)
+        return
     result = sparsify(network(), compression=3, saliency=saliency, score_batches=1)
     assert result.stopped == "done"
     assert result.masks.compression >= 3

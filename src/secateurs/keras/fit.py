@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -71,7 +72,8 @@ class FitTrainer(Trainer):
             return float("nan")
         model, epochs = self.model.model, self._epochs(updates)
         reseed(model, self.options.seed, *self.stream.place)
-        watch, source = self._watch(each, updates), _Source(self.stream, updates // epochs)
+        source = _Source(self.stream, updates // epochs)
+        watch = self._watch(source.apart(each), updates)
         given = {
             **{key: value for key, value in self.settings.items() if key != "steps_per_epoch"},
             "epochs": epochs,
@@ -198,7 +200,10 @@ def final_updates(data: Any, settings: Mapping[str, Any]) -> int | None:
 
 
 class _Source(keras.utils.PyDataset):
-    """The next batches of a stream, as many an epoch, as `fit` reads them on any backend."""
+    """The next batches of a stream, as many an epoch, as `fit` reads them on any backend.
+
+    TensorFlow reads ahead in a thread of its own, which shares what is drawn from with this one.
+    """
 
     def __init__(self, stream: Stream, length: int):
         super().__init__()
@@ -206,23 +211,36 @@ class _Source(keras.utils.PyDataset):
         self._drawn = 0
         self._last: deque[Any] = deque(maxlen=8)  # Keras looks at the first ones twice
         self._places: list[tuple[int, int]] = []
+        self._turn, self._closed = threading.Lock(), False
 
     @property
     def num_batches(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        while self._drawn <= index:
-            [batch] = self._stream.take(1)
-            self._last.append(_for_fit(batch))
-            self._places.append(self._stream.place)
-            self._drawn += 1
-        return self._last[index - self._drawn]
+        with self._turn:
+            while self._drawn <= index and not self._closed:
+                [batch] = self._stream.take(1)
+                self._last.append(_for_fit(batch))
+                self._places.append(self._stream.place)
+                self._drawn += 1
+            return self._last[-1 if self._closed else index - self._drawn]
+
+    def apart(self, each: Callable[[], bool]) -> Callable[[], bool]:
+        """The same function, which never runs while a batch is drawn."""
+
+        def run() -> bool:
+            with self._turn:
+                return each()
+
+        return run
 
     def rewind(self, used: int) -> None:
-        """Put the stream behind the batches that were used, where Keras drew some ahead."""
-        if 0 < used < len(self._places):
-            self._stream.seek(*self._places[used - 1])
+        """Draw no more, and put the stream behind the batches that were used."""
+        with self._turn:
+            self._closed = True
+            if 0 < used < len(self._places):
+                self._stream.seek(*self._places[used - 1])
 
     def on_epoch_end(self) -> None:
         self._drawn = 0

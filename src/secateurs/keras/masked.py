@@ -69,7 +69,8 @@ class MaskedTrainer(FitTrainer):
     def reseed(self, done: int) -> None:
         """Set what the next update draws from, so that each of them is a safe point."""
         numbers = (self.options.seed, 2, self._first + done)
-        seed_update(self.device, *numbers)  # what a Dropout without a seed draws from on torch
+        if keras.backend.backend() == "torch":
+            seed_update(self.device, *numbers)  # a Dropout without a seed draws from it
         reseed(self.model.model, *numbers)
 
 

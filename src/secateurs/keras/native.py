@@ -42,7 +42,8 @@ class _Slopes(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         ctx.rows = rows
         ctx.save_for_backward(factor, *outputs)
-        return _torches(_slopes(rows, *_natives([factor]), _natives(outputs)), outputs)
+        along, *values = _natives([factor, *outputs])
+        return _torches(_slopes(rows, along, values), outputs)
 
     @staticmethod
     @once_differentiable

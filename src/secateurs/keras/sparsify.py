@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
+import keras
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -15,7 +16,7 @@ from ..process.run import Hooks
 from ..process.sparsify import SparsifyRun
 from ..process.sparsify_result import SparsifyResult
 from ..sparse.masks import Masks
-from ..sparse.saliency import Saliency, find_saliency
+from ..sparse.saliency import GaussNewton, Saliency, find_saliency
 from ..sparse.targets import Sparsity, Target
 from .carry import native
 from .data import batches
@@ -104,6 +105,7 @@ def sparsify(
     train = batches(x, y, sample_weight, batch_size=batch_size, seed=None)
     told = judge(evaluate, validation_data, metric, mode, batch_size)
     judged = find_saliency(saliency)
+    _check_saliency(judged)
     run = SparsifyRun(
         Working(model),
         inputs_for(model, example_inputs),
@@ -139,6 +141,19 @@ def _in_epochs(
     if updates:
         given.setdefault("evaluate_every", updates // int(settings["epochs"]))
     return given
+
+
+def _check_saliency(saliency: Saliency) -> None:
+    """Refuse a saliency that this backend cannot take.
+
+    Raises:
+        ConfigError: it maps the network over its examples, which a recording cannot follow.
+    """
+    if isinstance(saliency, GaussNewton) and keras.backend.backend() != "torch":
+        raise ConfigError(
+            f"saliency {saliency.name!r} runs the network on each example by itself, which a "
+            f"recording made for {keras.backend.backend()} does not; take 'obd'"
+        )
 
 
 def _check_optimizer(model: Layer) -> None:

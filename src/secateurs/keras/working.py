@@ -41,6 +41,7 @@ class Working(Module, FrontEnd):
     """
 
     model: Layer
+    _programs: dict[Any, Program]
 
     def stand_for(self, model: Layer, names: Iterable[str] | None = None) -> None:
         """See `Module.stand_for`."""
