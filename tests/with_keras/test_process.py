@@ -19,9 +19,12 @@ from torch.utils.data import DataLoader, TensorDataset
 import secateurs as sc
 from secateurs.errors import ConfigError, DataError
 from secateurs.keras import PruneCallback
-from secateurs.keras.data import Weighted
+from secateurs.keras.data import Weighted, batches
+from secateurs.keras.fit import FitTrainer
 from secateurs.keras.losses import compiled_loss
 from secateurs.keras.module import as_tensor
+from secateurs.keras.working import Working
+from secateurs.process.options import Training
 
 from .models import drawn
 
@@ -236,6 +239,18 @@ def test_ctrl_c_loses_nothing_and_a_resumed_run_ends_the_same(tmp_path: Path) ->
         np.testing.assert_array_equal(
             keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other)
         )
+
+
+def test_every_batch_is_used_once_though_keras_looks_ahead() -> None:
+    data = batches(X, Y, batch_size=16)  # three of them
+    trainer = FitTrainer(Working(network()), data, {"verbose": 0}, Training())
+    trainer.train(4, lambda: True)
+    assert trainer.stream.place == (1, 1)
+    more = iter([True, False])
+    trainer.train(5, lambda: next(more))
+    assert trainer.stream.place == (1, 3)
+    trainer.train(3, lambda: True)
+    assert trainer.stream.place == (2, 3)
 
 
 def test_a_loss_that_is_not_a_number_keeps_the_last_good_state() -> None:

@@ -72,16 +72,14 @@ class FitTrainer(Trainer):
             return float("nan")
         model, epochs = self.model.model, self._epochs(updates)
         reseed(model, self.options.seed, *self.stream.place)
-        source = _Source(self.stream, updates // epochs)
-        watch = self._watch(source.apart(each), updates)
+        watch = self._watch(Source(self.stream, updates // epochs), each, updates)
         given = {
             **{key: value for key, value in self.settings.items() if key != "steps_per_epoch"},
             "epochs": epochs,
             "callbacks": [watch, *(self.settings.get("callbacks") or ())],
         }
-        history = model.fit(source, shuffle=False, **given)
+        history = model.fit(watch.source, shuffle=False, **given)
         watch.close()
-        source.rewind(watch.done)
         self.losses = [float(value) for value in history.history["loss"]]
         if not np.isfinite(self.losses).all():
             raise NotFiniteError("the training loss is not finite (NaN or infinite)")
@@ -89,9 +87,9 @@ class FitTrainer(Trainer):
         check_finite(self.model)
         return float(np.mean(self.losses))
 
-    def _watch(self, each: Callable[[], bool], updates: int) -> Watch:
+    def _watch(self, source: Source, each: Callable[[], bool], updates: int) -> Watch:
         """What goes along with so many updates."""
-        return Watch(each)
+        return Watch(source, each)
 
     def _epochs(self, updates: int) -> int:
         each = epoch_length(self.stream.loader, self.settings) or updates
@@ -199,52 +197,53 @@ def final_updates(data: Any, settings: Mapping[str, Any]) -> int | None:
     return length * int(settings["epochs"])
 
 
-class _Source(keras.utils.PyDataset):
+class Source(keras.utils.PyDataset):
     """The next batches of a stream, as many an epoch, as `fit` reads them on any backend.
 
-    TensorFlow reads ahead in a thread of its own, which shares what is drawn from with this one.
+    Keras looks at the first ones before it begins, and TensorFlow reads ahead, in a thread that
+    shares what is drawn from with this one. What was read and not used is there for the next to
+    ask.
+
+    Attributes:
+        used: batches that an update was made with.
+        turn: held while a batch is drawn.
     """
 
     def __init__(self, stream: Stream, length: int):
         super().__init__()
         self._stream, self._length = stream, length
-        self._drawn = 0
-        self._last: deque[Any] = deque(maxlen=8)  # Keras looks at the first ones twice
-        self._places: list[tuple[int, int]] = []
-        self._turn, self._closed = threading.Lock(), False
+        self._ahead: deque[tuple[Any, tuple[int, int]]] = deque()  # with the place behind each
+        self._place, self._closed = stream.place, False
+        self._start = self.used = 0
+        self.turn = threading.Lock()
 
     @property
     def num_batches(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        with self._turn:
-            while self._drawn <= index and not self._closed:
+        with self.turn:
+            ahead = self._start + index - self.used
+            while len(self._ahead) <= ahead and not self._closed:
                 [batch] = self._stream.take(1)
-                self._last.append(_for_fit(batch))
-                self._places.append(self._stream.place)
-                self._drawn += 1
-            return self._last[-1 if self._closed else index - self._drawn]
-
-    def apart(self, each: Callable[[], bool]) -> Callable[[], bool]:
-        """The same function, which never runs while a batch is drawn."""
-
-        def run() -> bool:
-            with self._turn:
-                return each()
-
-        return run
-
-    def rewind(self, used: int) -> None:
-        """Draw no more, and put the stream behind the batches that were used."""
-        with self._turn:
-            self._closed = True
-            if 0 < used < len(self._places):
-                self._stream.seek(*self._places[used - 1])
+                self._ahead.append((_for_fit(batch), self._stream.place))
+            return self._ahead[ahead][0]
 
     def on_epoch_end(self) -> None:
-        self._drawn = 0
-        self._last.clear()
+        self._start = self.used
+
+    def use(self) -> None:
+        """Hear that an update was made with the next batch."""
+        with self.turn:
+            _, self._place = self._ahead.popleft()
+            self.used += 1
+
+    def close(self) -> None:
+        """Draw no more, and put the stream behind the batches that were used."""
+        with self.turn:
+            self._closed = True
+            if self._ahead:
+                self._stream.seek(*self._place)
 
 
 def _for_fit(batch: Any) -> tuple[Any, ...]:
@@ -262,24 +261,26 @@ def synced(model: Any) -> Any:
 
 
 class Watch(keras.callbacks.Callback):
-    """Tell that an update is done, and stop where no more are wanted.
+    """Tell that an update is done, and stop where no more are wanted."""
 
-    Attributes:
-        done: updates so far.
-    """
-
-    def __init__(self, each: Callable[[], bool]):
+    def __init__(self, source: Source, each: Callable[[], bool]):
         super().__init__()
-        self.each, self.done = each, 0
+        self.source, self._each = source, each
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Count, and ask."""
-        self.done += 1
-        if not self.each():
-            self.model.stop_training = True
+        self.source.use()
+        self.ask()
+
+    def ask(self) -> None:
+        """Stop, if no more updates are wanted."""
+        with self.source.turn:
+            if not self._each():
+                self.model.stop_training = True
 
     def close(self) -> None:
         """Hear that `fit` came to its end."""
+        self.source.close()
 
 
 def reseed(model: Any, *numbers: int) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..process.options import Training
 from ..process.stream import Stream, seed_update
 from .carry import native
-from .fit import FitTrainer, Watch, reseed, synced
-from .layers import Layer, variables_of
+from .fit import FitTrainer, Source, Watch, reseed, synced
+from .layers import variables_of
 from .working import Working
 
 
@@ -33,9 +33,8 @@ class MaskedTrainer(FitTrainer):
         masks: Callable[[], Mapping[str, Tensor]],
     ):
         super().__init__(model, data, settings, options)
-        self.masks, self._running, self._first = masks, None, 0
-
-    _running: _UnderMasks | None
+        self.masks, self._first = masks, 0
+        self._running: _UnderMasks | None = None
 
     def train(
         self, updates: int, each: Callable[[], bool], *, done: int = 0, of: int | None = None
@@ -49,8 +48,8 @@ class MaskedTrainer(FitTrainer):
         finally:
             self._running = None
 
-    def _watch(self, each: Callable[[], bool], updates: int) -> Watch:
-        self._running = _UnderMasks(self.model.model, self, each, updates)
+    def _watch(self, source: Source, each: Callable[[], bool], updates: int) -> Watch:
+        self._running = _UnderMasks(self, source, each, updates)
         return self._running
 
     def settle(self) -> None:
@@ -61,7 +60,7 @@ class MaskedTrainer(FitTrainer):
 
     def drawn(self, count: int) -> Iterator[Any]:
         """See `Trainer.drawn`: from a stream of its own, for `fit` may read ahead in the other."""
-        done = self._running.done if self._running is not None else 0
+        done = self._running.source.used if self._running is not None else 0
         stream = Stream(self.stream.loader, self.options.seed)
         stream.seek(self._first + done, 0)
         return map(self.to_device, stream.take(count))
@@ -82,11 +81,11 @@ class _UnderMasks(Watch):
     """
 
     def __init__(
-        self, model: Layer, trainer: MaskedTrainer, each: Callable[[], bool], updates: int
+        self, trainer: MaskedTrainer, source: Source, each: Callable[[], bool], updates: int
     ):
-        super().__init__(each)
+        super().__init__(source, each)
         self._trainer, self._updates = trainer, updates
-        self._variables = variables_of(model)
+        self._variables = variables_of(trainer.model.model)
         self._dense: dict[str, Any] = {}
         self._masks: dict[str, tuple[Tensor, Any]] = {}
 
@@ -97,7 +96,7 @@ class _UnderMasks(Watch):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Draw as this update would in any other run."""
-        self._trainer.reseed(self.done)
+        self._trainer.reseed(self.source.used)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Take up what the update changed, and ask for the next one."""
@@ -105,13 +104,14 @@ class _UnderMasks(Watch):
         for name, (_, mask) in self._masks.items():
             new, old = self._value(name), self._dense[name]
             self._dense[name] = keras.ops.where(mask, new, old + new)
-        self.done += 1
-        if self.done < self._updates and not self.each():
-            self.model.stop_training = True
+        self.source.use()
+        if self.source.used < self._updates:
+            self.ask()
         self._hide()
 
     def close(self) -> None:
         """Leave the model with its dense weights."""
+        super().close()
         self.show()
 
     def show(self) -> None:
