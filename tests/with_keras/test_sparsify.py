@@ -73,7 +73,6 @@ def test_an_update_goes_straight_through_to_what_is_gone() -> None:
     assert (found[0] != start[0]).all()  # though it was never kept
 
 
-@pytest.mark.smoke
 def test_a_compression_is_reached_and_what_is_gone_is_zero(tmp_path: Path) -> None:
     model = network()
     before, seen = [array(v) for v in model.weights], []
