@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType
 from typing import Any, TypeAlias
 
-from ..trace.program import Call, Program
-from .source import Spot, calls, definition, located, slots, statements
+from ..trace.program import Call, Site
+from .source import Spot, calls, definition, heard, located, slots, statements
 
 Numbers: TypeAlias = dict[Spot, int]
 
@@ -62,31 +62,36 @@ class Edit:
         return [self.module, self.method, *self.spot, self.new, self.helper]
 
 
-def written(program: Program, call: Call, place: int, new: int) -> Edit | None:
+def written(call: Call, place: int, new: int) -> Edit | None:
     """What makes `new` of size number `place` of a call, if a number in the code says that size."""
-    return _edit(program, call, place, new, sure=True)
+    return _edit(call, place, new, sure=True)
 
 
-def left(program: Program, call: Call, place: int) -> Edit | None:
+def left(call: Call, place: int) -> Edit | None:
     """What leaves size number `place` of a view to the view, if it can find it by itself."""
     if call.name not in _VIEWS or -1 in call.integers:
         return None
-    return _edit(program, call, place, -1, sure=False)
+    return _edit(call, place, -1, sure=False)
 
 
-def _edit(program: Program, call: Call, place: int, new: int, *, sure: bool) -> Edit | None:
-    if call.owner is None or call.code is None:
+def _edit(call: Call, place: int, new: int, *, sure: bool) -> Edit | None:
+    site, spot = site_of(call), spot_of(call, place, sure=sure)
+    if site is None or spot is None:
         return None
-    at = (call.owner, call.code)
-    method, function = program.helpers.get(at, ("", program.methods.get(at)))
-    found = None if function is None else located(call, place, _changed(function))
-    if function is None or found is None or (sure and not found[1]):
+    if edited(site.function, {spot: new}) is None:
         return None
-    if edited(function, {found[0]: new}) is None:
-        return None
-    name = call.code.co_name
-    own = (method, name) if method else (name, "")
-    return Edit(call.owner, own[0], *found[0], new, own[1])
+    return Edit(site.owner, site.method, *spot, new, site.helper)
+
+
+def site_of(call: Call) -> Site | None:
+    """The function in which a call stands, if it is sure that a copy in its place would run."""
+    return call.site if call.site and all(map(heard, call.site.callers)) else None
+
+
+def spot_of(call: Call, place: int, *, sure: bool = True) -> Spot | None:
+    """Where size number `place` of a call is written, or what gives it unless it must be sure."""
+    found = None if call.site is None else located(call, place, _changed(call.site.function))
+    return None if found is None or (sure and not found[1]) else found[0]
 
 
 # ---------------------------------------------------------------------- copies of functions

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType
 from typing import Any, NamedTuple, TypeAlias
 
-from ..trace.program import Call, can_size
+from ..trace.program import Call, Caller, can_size
 
 Spot: TypeAlias = tuple[str, int, int]  # a call's text, which of those that read so, and its slot
 Changed: TypeAlias = Mapping[Spot, int]
@@ -238,15 +238,37 @@ def _called(tree: ast.FunctionDef, call: Call) -> list[tuple[str, int, Written]]
     if call.code is None:
         return []
     named = [known for known in _known_calls(tree) if _is_called(known[2], call.name)]
-    if sys.version_info >= (3, 11):
-        place = list(call.code.co_positions())[call.at // 2]
-        return [
-            known
-            for known in named
-            if (n := known[2]) and (n.lineno, n.end_lineno, n.col_offset, n.end_col_offset) == place
-        ]
-    else:
-        return [k for k in named if k[2].lineno <= call.line <= (k[2].end_lineno or k[2].lineno)]
+    return [known for known in named if _stands(known[2], call.code, call.line, call.at)]
+
+
+@functools.lru_cache(maxsize=1024)
+def heard(caller: Caller) -> bool:
+    """Whether a call is surely written as one of the texts that it must be written as."""
+    tops = statements(caller.code)
+    met = [n for n in _all_calls(caller.code.co_filename, tuple(tops))
+           if _stands(n, caller.code, caller.line, caller.at)]  # fmt: skip
+    return len(met) == 1 and ast.unparse(met[0].func) in caller.texts
+
+
+def _stands(node: Written, code: CodeType, line: int, at: int) -> bool:
+    """Whether an instruction can be compiled from this; before Python 3.11 its line alone tells."""
+    if sys.version_info < (3, 11):
+        return node.lineno <= line <= (node.end_lineno or node.lineno)
+    first, last, start, end = list(code.co_positions())[at // 2]
+    if (node.lineno, node.end_lineno, node.col_offset, node.end_col_offset) == (
+        first, last, start, end,
+    ):  # fmt: skip
+        return True
+    name = node.func if isinstance(node, ast.Call) else None
+    if not isinstance(name, ast.Attribute) or name.end_col_offset is None:
+        return False
+    begin = name.end_col_offset - len(name.attr)  # of a chain over lines, at the name it begins
+    return (name.end_lineno, begin, node.end_lineno) == (first, start, last)
+
+
+@functools.lru_cache(maxsize=256)
+def _all_calls(filename: str, tops: tuple[ast.stmt, ...]) -> list[ast.Call]:
+    return [n for top in tops for n in ast.walk(top) if isinstance(n, ast.Call)]
 
 
 def _is_called(node: Written, name: str) -> bool:

@@ -12,7 +12,6 @@ import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import CodeType, FrameType, FunctionType
 from typing import Any, TypeAlias
 
 import torch
@@ -25,6 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
+from .callers import Sites
 from .program import Call, Invocation, Node, Program, Ref, Run, Value
 from .shadow import META, Shadow, storage
 from .stand_in import standing_in
@@ -246,6 +246,8 @@ class Recorder:
         self._inplace: list[tuple[int, int]] = []
         self.names: dict[int, str] = {}
         self.attributes = {path: (m, own_attributes(m)) for path, m in self.modules.items()}
+        own = {path: dict(attributes) for path, (_, attributes) in self.attributes.items()}
+        self.sites = Sites(self.paths, own)
         for name, tensor in tensors_of(self.attributes).items():
             first = self.names.setdefault(id(tensor), name)
             if isinstance(tensor, nn.Parameter):
@@ -406,11 +408,7 @@ class Recorder:
                 frame = frame.f_back
             if frame is not None:
                 call.code, call.line, call.at = frame.f_code, frame.f_lineno, frame.f_lasti
-                call.owner, method = self._method(frame)
-                if call.owner is None and frame.f_back is not None:
-                    call.owner = self._helped(frame.f_code, frame.f_back)
-                elif call.owner is not None and method is not None:
-                    self.program.methods[call.owner, frame.f_code] = method
+                call.owner, call.site = self.sites.find(frame)
         return call
 
     def _written(self, func: Any, plain: Iterable[float]) -> None:
@@ -457,29 +455,6 @@ class Recorder:
                     self.program.apart.append((hidden.id, other.id))
         if self.call is not None and not _states_sizes(name, args, kwargs):
             self.call.invocation = Invocation(func, args, kwargs, self.known(result))
-
-    def _method(self, frame: FrameType) -> tuple[str | None, FunctionType | None]:
-        """Whose code runs in a frame: a module's path, and its method if it is one."""
-        code = frame.f_code
-        first = code.co_varnames[:1]
-        owner = frame.f_locals.get(first[0]) if first else None
-        path = self.paths.get(id(owner)) if owner is not None else None
-        if path is None:
-            return None, None
-        bound = getattr(getattr(owner, code.co_name, None), "__func__", None)
-        known = isinstance(bound, FunctionType) and bound.__code__ is code
-        return path, bound if known else None  # it may be a function in an attribute
-
-    def _helped(self, code: CodeType, caller: FrameType) -> str | None:
-        """The path of the module whose method called this plain function by its name."""
-        helper = caller.f_globals.get(code.co_name)
-        if not isinstance(helper, FunctionType) or helper.__code__ is not code:
-            return None
-        path, method = self._method(caller)
-        if path is None or method is None or code.co_name not in caller.f_code.co_names:
-            return None
-        self.program.helpers[path, code] = (caller.f_code.co_name, helper)
-        return path
 
     def tag_shape(self, tensor: torch.Tensor, shape: torch.Size) -> torch.Size:
         if isinstance(tensor, FakeTensor):
