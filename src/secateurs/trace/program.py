@@ -179,8 +179,8 @@ class Program:
     it ran on shapes alone. `written` holds the floats of unknown origin that a piece of code gave
     to torch functions, and at which instructions. `states` holds pairs of values, the state that a
     cell was given and the one that it made: its kernel wants one size. `apart` holds pairs of
-    values whose last sizes a kernel tells apart. `unsliced` holds the indexing expressions that took
-    a value whole along a dimension whose bounds they state: the value, and the dimensions sliced.
+    values whose last sizes a kernel tells apart. `whole` holds indexing expressions by whose
+    bounds PyTorch did not slice, with the value, and the dimensions along which it did.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -192,7 +192,7 @@ class Program:
     outputs: Any = None
     attributes: dict[Attribute, int] = field(default_factory=dict)
     floats: dict[Attribute, float] = field(default_factory=dict)
-    unsliced: list[tuple[Call, int, list[int]]] = field(default_factory=list)
+    whole: list[tuple[Call, int, list[int]]] = field(default_factory=list)
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     training: Run = field(default_factory=Run)
     looks: bool = False

@@ -218,6 +218,7 @@ _STATES_SIZES = frozenset(
     "conv_transpose1d conv_transpose2d conv_transpose3d histc multi_head_attention_forward".split()
 )
 _MAY_STATE_SIZES = frozenset({"tensor_split", "hsplit", "vsplit", "dsplit"})
+_INDEXING = frozenset({"__getitem__", "__setitem__"})
 _CELLS = frozenset({"rnn_tanh_cell", "rnn_relu_cell"})  # others combine the two states
 _LAYERS = frozenset({"rnn_tanh", "rnn_relu", "gru", "lstm"})
 
@@ -453,8 +454,20 @@ class Recorder:
             for other in cell:  # it takes a projection to be there where these two differ
                 if self.program.values[hidden.id].shape != self.program.values[other.id].shape:
                     self.program.apart.append((hidden.id, other.id))
+        if name in _INDEXING and self.call is not None and args[0].id >= 0:
+            self._indexed(self.call, args[0].id)
         if self.call is not None and not _states_sizes(name, args, kwargs):
             self.call.invocation = Invocation(func, args, kwargs, self.known(result))
+
+    def _indexed(self, call: Call, value: int) -> None:
+        """Take note of an indexing expression that states more bounds than PyTorch sliced by."""
+        index = call.given[0][1] if call.given else None
+        bounds = [i for i in (index if isinstance(index, list) else [index])
+                  if isinstance(i, tuple) and any(n is not None for n in i)]  # fmt: skip
+        own = itertools.takewhile(lambda node: node.call is call, reversed(self.program.nodes))
+        sliced = [node.args[1] for node in own if node.op is aten.slice.Tensor]
+        if len(sliced) < len(bounds):
+            self.program.whole.append((call, value, sliced))
 
     def tag_shape(self, tensor: torch.Tensor, shape: torch.Size) -> torch.Size:
         if isinstance(tensor, FakeTensor):
