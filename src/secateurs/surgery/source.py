@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import linecache
 import operator
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple, TypeAlias
+
+import torch
 
 from ..trace.program import Call, Caller, can_size
 
@@ -110,23 +113,59 @@ def _readings(reader: _Reader, node: Written, call: Call) -> list[Reading]:
     if isinstance(node, ast.Subscript):
         made = [reader.read([node.slice], list(args[1:2]))]
         return [reading for reading in made if reading is not None]
+    receivers = (0, 1) if isinstance(node.func, ast.Attribute) and args[:1] == ("other",) else (0,)
+    plain = _read_as(reader, node, [(list(args[n:]), kwargs) for n in receivers])
+    return plain or _read_as(reader, node, [w for n in receivers for w in _ways(node, call, n)])
+
+
+def _read_as(
+    reader: _Reader, node: ast.Call, ways: Iterable[tuple[list[Any], Mapping[str, Any]]]
+) -> list[Reading]:
     out = []
-    for receiver in (
-        (0, 1) if isinstance(node.func, ast.Attribute) and args[:1] == ("other",) else (0,)
-    ):
-        given = list(args[receiver:])
-        if not any(isinstance(arg, ast.Starred) for arg in node.args):
-            beyond = given[len(node.args) :]
-            if any(isinstance(item, (int, list, tuple)) for item in beyond):
-                continue
-            given = (given + [None] * len(node.args))[: len(node.args)]
-        named = [kwargs.get(keyword.arg or "") for keyword in node.keywords]
-        values = [keyword.value for keyword in node.keywords]
-        positional = reader.read(node.args, given)
-        by_name = reader.read(values, named)
-        if positional is not None and by_name is not None:
-            out.append({**positional, **by_name})
+    for positional, named in filter(None, (_written_as(node, *way) for way in ways)):
+        left, right = reader.read(node.args, positional), reader.read(_values(node), named)
+        if left is not None and right is not None:
+            out.append({**left, **right})
     return out
+
+
+def _values(node: ast.Call) -> list[ast.expr]:
+    return [keyword.value for keyword in node.keywords]
+
+
+def _written_as(
+    node: ast.Call, given: list[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Any], list[Any]] | None:
+    """What a call was given, by what is written in it; None if it was given what is not."""
+    if not any(isinstance(arg, ast.Starred) for arg in node.args):
+        beyond = given[len(node.args) :]
+        names = {keyword.arg for keyword in node.keywords}
+        more = [] if None in names else [kwargs[name] for name in kwargs.keys() - names]
+        if any(isinstance(item, (int, list, tuple)) for item in (*beyond, *more)):
+            return None
+        given = (given + [None] * len(node.args))[: len(node.args)]
+    return given, [kwargs.get(keyword.arg or "") for keyword in node.keywords]
+
+
+def _ways(
+    node: ast.Call, call: Call, receiver: int
+) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+    """What a call was given, as it is written: PyTorch's own functions hand arguments on.
+
+    They may name what came by its position, or the reverse; their signatures tell.
+    """
+    args, kwargs = call.given or ((), {})
+    for holder in (torch.Tensor, torch, torch.nn.functional):
+        function = getattr(holder, call.name, None)
+        if not isinstance(function, FunctionType):
+            continue
+        try:
+            bound = inspect.signature(function).bind(*args, **kwargs)
+        except TypeError:
+            continue
+        names = list(bound.arguments)[receiver:]
+        first, rest = names[: len(node.args)], names[len(node.args) :]
+        yield [bound.arguments[n] for n in first], {n: bound.arguments[n] for n in rest}
 
 
 class _Reader:

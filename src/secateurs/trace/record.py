@@ -226,6 +226,7 @@ _UNBIND, _STACK = torch.ops.aten.unbind.int, torch.ops.aten.stack.default
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _ATTEND: Any = torch.nn.functional.scaled_dot_product_attention
 _BETWEEN = frozenset({__file__, torch.overrides.__file__})  # of the code and a note of its call
+_MODE = "__torch_function__"
 _TORCH = os.path.join(torch.__path__[0], "")
 
 
@@ -404,7 +405,9 @@ class Recorder:
             )
             frame = inspect.currentframe()
             while frame is not None and (
-                frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(_TORCH)
+                frame.f_code.co_filename == __file__
+                or frame.f_code.co_filename.startswith(_TORCH)
+                or frame.f_code.co_name == _MODE  # another one's, which hands the call on
             ):
                 frame = frame.f_back
             if frame is not None:
@@ -416,7 +419,11 @@ class Recorder:
         """Note floats of unknown origin that the code gave to a torch function, and where."""
         frame = inspect.currentframe()
         own = getattr(func, "__code__", None)
-        while frame is not None and (frame.f_code.co_filename in _BETWEEN or frame.f_code is own):
+        while frame is not None and (
+            frame.f_code.co_filename in _BETWEEN
+            or frame.f_code is own
+            or frame.f_code.co_name == _MODE
+        ):
             frame = frame.f_back
         if frame is not None:
             for number in plain:
