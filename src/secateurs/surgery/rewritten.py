@@ -26,7 +26,7 @@ _CHANGES = "__secateurs_changes__"
 
 
 def rewritten(module: nn.Module, edits: Iterable[Edit]) -> Any:
-    """The class that a module must become one of; None if its source does not have these numbers."""
+    """The class that a module must become one of; None if its source does not have these."""
     own: Any = type(module)
     before = own.__dict__.get(_CHANGES)
     changes = dict(before or ())

@@ -147,9 +147,7 @@ def _written_as(
     return given, [kwargs.get(keyword.arg or "") for keyword in node.keywords]
 
 
-def _ways(
-    node: ast.Call, call: Call, receiver: int
-) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+def _ways(node: ast.Call, call: Call, receiver: int) -> Iterator[tuple[list[Any], dict[str, Any]]]:
     """What a call was given, as it is written: PyTorch's own functions hand arguments on.
 
     They may name what came by its position, or the reverse; their signatures tell.
