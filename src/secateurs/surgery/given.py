@@ -180,8 +180,8 @@ def _whole(analysis: Analysis, cut: Cut) -> Iterator[Given]:
             if dim in [d % len(shape) for d in sliced]:
                 continue
             stays = axes is not None and cut.size(axes[dim]) == shape[dim]
-            for number in filter(None.__ne__, items[i]):
-                size = call.integers[number]
+            for number in items[i]:
+                size = 0 if number is None else call.integers[number]
                 if can_size(size) and (type(size) is int or (stays and size == shape[dim])):
                     place = sum(map(can_size, call.integers[:number]))
                     yield Given(call, place, int(size), int(size))

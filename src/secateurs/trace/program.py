@@ -176,11 +176,12 @@ class Program:
     the modules and `floats` their floats, and `parameters` gives the shape of every parameter of
     the model, used or not. `training` is a run in training mode, where eval mode leaves parameters
     unused. `looks` says that the code looked at a value that depends on the inputs, so that other
-    inputs may take another way; `on_shapes` that it ran on shapes alone. `written` holds the floats of unknown origin that a piece of code gave
-    to torch functions, and at which instructions. `states` holds pairs of values, the state that a
-    cell was given and the one that it made: its kernel wants one size. `apart` holds pairs of
-    values whose last sizes a kernel tells apart. `whole` holds indexing expressions by whose
-    bounds PyTorch did not slice, with the value, and the dimensions along which it did.
+    inputs may take another way; `on_shapes` that it ran on shapes alone. `written` holds the floats
+    of unknown origin that a piece of code gave to torch functions, and at which instructions.
+    `states` holds pairs of values, the state that a cell was given and the one that it made: its
+    kernel wants one size. `apart` holds pairs of values whose last sizes a kernel tells apart.
+    `whole` holds indexing expressions by whose bounds PyTorch did not slice, with the value, and
+    the dimensions along which it did.
     """
 
     values: list[Value] = field(default_factory=list)
