@@ -250,3 +250,29 @@ def test_a_number_is_rewritten_where_a_size_was_restated_before() -> None:
     second = sc.trace(small, x).plan({"a": [1, 9]})
     assert second.edits
     assert sc.verify(small, sc.apply(small, second), second, x).max_relative_error <= 1e-12
+
+
+class Restated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.p, self.out = nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(1, 2)
+        self.heads, self.groups = 4, 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.q(x).reshape(-1, self.heads, x.shape[1] // self.heads)
+        z = self.p(x).reshape(-1, self.groups, x.shape[1] // self.groups)
+        return self.out(y.flatten(1).sum(1, True) + z.flatten(1).sum(1, True))
+
+
+@pytest.mark.parametrize("last", ["p:neuron", "q:neuron"])
+def test_plans_compose_for_a_model_that_states_sizes_already(last: str) -> None:
+    whole, x = doubled(Restated()), torch.randn(4, 24).double()
+    model = sc.apply(whole, sc.trace(whole, x).plan({"p:neuron": [0]}))
+    graph = sc.trace(model, x)
+    first = graph.plan({"q:neuron": [0]})
+    small = sc.apply(model, first)
+    second = sc.trace(small, x).plan({last: [0]})
+    both = sc.Plan.from_json(first.then(second, graph).to_json())
+    made = sc.apply(model, both)
+    assert made.stated == sc.apply(small, second).stated
+    assert sc.verify(model, made, both, x).max_relative_error <= 1e-12

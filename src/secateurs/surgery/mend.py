@@ -218,18 +218,22 @@ def _solve(
             given = evaluate(source, known)
             if not _fixed(known.analysis, source):
                 raise _disagree(call, given, value)
-            _restate(restated, call, place, given, value)
+            _restate(restated, known, call, place, given, value)
     return dict(known), list(dict.fromkeys(views.values()))
 
 
-def _restate(restated: Restatements, call: Call, place: int, given: int, value: int) -> None:
+def _restate(
+    restated: Restatements, known: _Known, call: Call, place: int, given: int, value: int
+) -> None:
     """Have a call given another size.
 
     Raises:
         MendError: it needs two.
     """
-    new = Restated(call.module, call.name, call.ordinal, place, value)
-    if restated.setdefault(new.key, new) != new:
+    earlier = (a for a in known.analysis.program.attributes if a[:2] == (call.module, "stated"))
+    number = sum(1 for _ in earlier) + sum(r.module == call.module for r in restated.values())
+    new = Restated(call.module, call.name, call.ordinal, place, value, number)
+    if restated.setdefault(new.key, new).new != value:
         raise _disagree(call, given, value)
 
 
