@@ -8,7 +8,7 @@ code of a module is rewritten for that module alone; anything else is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,7 +19,7 @@ from ..trace.program import Call, Node
 from ..trace.sizes import Cut
 from ..trace.tagged import Attribute, Size, Source, TaggedInt, evaluate, leaves_of
 from .describe import Axes, descriptions, repeats
-from .edits import Edit, left, written
+from .edits import Edit, left, site_of, spot_of, written
 from .fold import Computed, Folder, Scale, computed_factors
 from .given import Given, given_sizes, sized_nodes
 from .restate import Restated
@@ -118,34 +118,50 @@ def solve(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Solved:
         else:
             numbers.append((given, place))
     after, views = _solve(equations, _Known(analysis, cut), restated)
-    return Solved(after, list(restated.values()), [*_numbers(analysis, numbers), *views])
+    return Solved(after, list(restated.values()), [*_numbers(numbers), *views])
 
 
-def _numbers(analysis: Analysis, numbers: Iterable[tuple[Given, int]]) -> list[Edit]:
+def _numbers(numbers: Sequence[tuple[Given, int]]) -> list[Edit]:
     """Numbers in the code that become others.
 
     Raises:
         MendError: one is not written there, or is needed as it is in another run of the same code.
     """
+    changed = {_instruction(given.call) for given, _ in numbers if given.old != given.new}
     needed: dict[Any, int] = {}
     out: dict[Any, Edit] = {}
     for (call, _, old, new), place in numbers:
-        at = (call.owner, call.code, call.at, place)
+        site = site_of(call)
+        if _instruction(call) not in changed or (site is None and old == new):
+            continue
+        spot = spot_of(call, place, sure=old != new)
+        if site is None or spot is None:
+            raise _unwritten(call, old, new)
+        at = (site.key, spot)
         if needed.setdefault(at, new) != new:
             raise MendError(
                 f"{call.place} is given {old} where the cut needs {needed[at]} in one run and "
                 f"{new} in another; use two attributes instead of the number"
             )
         if old != new and at not in out:
-            edit = written(analysis.program, call, place, new)
+            edit = written(call, place, new)
             if edit is None:
-                raise MendError(
-                    f"{call.place} is given the size {old}, which the cut would make {new}, and "
-                    "where that number comes from cannot be found in this very call; write it "
-                    "there, or take it from x.shape or a module attribute"
-                )
+                raise _unwritten(call, old, new)
             out[at] = edit
     return list(dict.fromkeys(out.values()))
+
+
+def _unwritten(call: Call, old: int, new: int) -> MendError:
+    return MendError(
+        f"{call.place} is given the size {old}, which the cut would make {new}, and "
+        "where that number comes from cannot be found in this very call; write it "
+        "there, or take it from x.shape or a module attribute"
+    )
+
+
+def _instruction(call: Call) -> tuple[Any, ...]:
+    """What is the same for all runs of one call in the code of a module."""
+    return call.owner, call.code, call.at
 
 
 def demands(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> dict[Attribute, int]:
@@ -196,24 +212,28 @@ def _solve(
                     known[attribute] = found
                     break
         else:
-            view = left(known.analysis.program, call, place)
+            view = left(call, place)
             if view is not None and views.setdefault(id(call), view) == view:
                 continue
             given = evaluate(source, known)
             if not _fixed(known.analysis, source):
                 raise _disagree(call, given, value)
-            _restate(restated, call, place, given, value)
+            _restate(restated, known, call, place, given, value)
     return dict(known), list(dict.fromkeys(views.values()))
 
 
-def _restate(restated: Restatements, call: Call, place: int, given: int, value: int) -> None:
+def _restate(
+    restated: Restatements, known: _Known, call: Call, place: int, given: int, value: int
+) -> None:
     """Have a call given another size.
 
     Raises:
         MendError: it needs two.
     """
-    new = Restated(call.module, call.name, call.ordinal, place, value)
-    if restated.setdefault(new.key, new) != new:
+    earlier = (a for a in known.analysis.program.attributes if a[:2] == (call.module, "stated"))
+    number = sum(1 for _ in earlier) + sum(r.module == call.module for r in restated.values())
+    new = Restated(call.module, call.name, call.ordinal, place, value, number)
+    if restated.setdefault(new.key, new).new != value:
         raise _disagree(call, given, value)
 
 

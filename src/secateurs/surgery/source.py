@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import linecache
-import operator
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple, TypeAlias
 
-from ..trace.program import Call, can_size
+import torch
+
+from ..trace.program import Call, Caller, can_size
+from .constants import constant
 
 Spot: TypeAlias = tuple[str, int, int]  # a call's text, which of those that read so, and its slot
 Changed: TypeAlias = Mapping[Spot, int]
 Written: TypeAlias = ast.Call | ast.Subscript
 
-_FOLDED = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 _INDEXING = frozenset({"__getitem__", "__setitem__"})
 
 
@@ -110,23 +112,57 @@ def _readings(reader: _Reader, node: Written, call: Call) -> list[Reading]:
     if isinstance(node, ast.Subscript):
         made = [reader.read([node.slice], list(args[1:2]))]
         return [reading for reading in made if reading is not None]
+    receivers = (0, 1) if isinstance(node.func, ast.Attribute) and args[:1] == ("other",) else (0,)
+    plain = _read_as(reader, node, [(list(args[n:]), kwargs) for n in receivers])
+    return plain or _read_as(reader, node, [w for n in receivers for w in _ways(node, call, n)])
+
+
+def _read_as(
+    reader: _Reader, node: ast.Call, ways: Iterable[tuple[list[Any], Mapping[str, Any]]]
+) -> list[Reading]:
     out = []
-    for receiver in (
-        (0, 1) if isinstance(node.func, ast.Attribute) and args[:1] == ("other",) else (0,)
-    ):
-        given = list(args[receiver:])
-        if not any(isinstance(arg, ast.Starred) for arg in node.args):
-            beyond = given[len(node.args) :]
-            if any(isinstance(item, (int, list, tuple)) for item in beyond):
-                continue
-            given = (given + [None] * len(node.args))[: len(node.args)]
-        named = [kwargs.get(keyword.arg or "") for keyword in node.keywords]
-        values = [keyword.value for keyword in node.keywords]
-        positional = reader.read(node.args, given)
-        by_name = reader.read(values, named)
-        if positional is not None and by_name is not None:
-            out.append({**positional, **by_name})
+    for positional, named in filter(None, (_written_as(node, *way) for way in ways)):
+        left, right = reader.read(node.args, positional), reader.read(_values(node), named)
+        if left is not None and right is not None:
+            out.append({**left, **right})
     return out
+
+
+def _values(node: ast.Call) -> list[ast.expr]:
+    return [keyword.value for keyword in node.keywords]
+
+
+def _written_as(
+    node: ast.Call, given: list[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Any], list[Any]] | None:
+    """What a call was given, by what is written in it; None if it was given what is not."""
+    if not any(isinstance(arg, ast.Starred) for arg in node.args):
+        beyond = given[len(node.args) :]
+        names = {keyword.arg for keyword in node.keywords}
+        more = [] if None in names else [kwargs[name] for name in kwargs.keys() - names]
+        if any(isinstance(item, (int, list, tuple)) for item in (*beyond, *more)):
+            return None
+        given = (given + [None] * len(node.args))[: len(node.args)]
+    return given, [kwargs.get(keyword.arg or "") for keyword in node.keywords]
+
+
+def _ways(node: ast.Call, call: Call, receiver: int) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+    """What a call was given, as it is written: PyTorch's own functions hand arguments on.
+
+    They may name what came by its position, or the reverse; their signatures tell.
+    """
+    args, kwargs = call.given or ((), {})
+    for holder in (torch.Tensor, torch, torch.nn.functional):
+        function = getattr(holder, call.name, None)
+        if not isinstance(function, FunctionType):
+            continue
+        try:
+            bound = inspect.signature(function).bind(*args, **kwargs)
+        except TypeError:
+            continue
+        names = list(bound.arguments)[receiver:]
+        first, rest = names[: len(node.args)], names[len(node.args) :]
+        yield [bound.arguments[n] for n in first], {n: bound.arguments[n] for n in rest}
 
 
 class _Reader:
@@ -178,50 +214,6 @@ class _Reader:
         return {given: (slot, True)} if type(own) is int and own == number else None
 
 
-def constant(written: ast.expr, tree: ast.FunctionDef | None) -> int | None:
-    """The whole number that is written here, or in the one assignment to a name of the function."""
-    if isinstance(written, ast.Constant):
-        return written.value if type(written.value) is int else None
-    if isinstance(written, ast.UnaryOp) and isinstance(written.op, ast.USub):
-        number = constant(written.operand, tree)
-        return None if number is None else -number
-    if isinstance(written, ast.BinOp) and type(written.op) in _FOLDED:
-        left, right = constant(written.left, tree), constant(written.right, tree)
-        fold: Any = _FOLDED[type(written.op)]
-        return None if left is None or right is None else int(fold(left, right))
-    if isinstance(written, ast.Name) and tree is not None:
-        assigned = _assigned(written.id, tree)
-        return None if assigned is None else constant(assigned, None)
-    return None
-
-
-def _assigned(name: str, tree: ast.FunctionDef) -> ast.expr | None:
-    """What a local name is, if it is assigned once and bound in no other way."""
-    values = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            target, value = node.targets[0], node.value
-            pairs = [(target, value)]
-            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-                pairs = list(zip(target.elts, value.elts, strict=False))
-            values += [v for t, v in pairs if isinstance(t, ast.Name) and t.id == name]
-    return values[0] if len(values) == 1 == _bindings(name, tree) else None
-
-
-def _bindings(name: str, tree: ast.FunctionDef) -> int:
-    """How often a function binds a name, in whatever way; declarations of its scope count too."""
-    count = 0
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            count += node.id == name and not isinstance(node.ctx, ast.Load)
-        elif isinstance(node, (ast.Global, ast.Nonlocal)):
-            count += name in node.names
-        elif not isinstance(node, (ast.keyword, ast.Attribute)):
-            bound = (getattr(node, field, None) for field in ("name", "asname", "arg", "rest"))
-            count += name in bound
-    return count
-
-
 # ---------------------------------------------------------------------- the source of a function
 def calls(tree: ast.FunctionDef) -> Iterator[tuple[str, int, Written]]:
     """Every call and every indexing in a function: its text, and which of those that read so."""
@@ -238,15 +230,37 @@ def _called(tree: ast.FunctionDef, call: Call) -> list[tuple[str, int, Written]]
     if call.code is None:
         return []
     named = [known for known in _known_calls(tree) if _is_called(known[2], call.name)]
-    if sys.version_info >= (3, 11):
-        place = list(call.code.co_positions())[call.at // 2]
-        return [
-            known
-            for known in named
-            if (n := known[2]) and (n.lineno, n.end_lineno, n.col_offset, n.end_col_offset) == place
-        ]
-    else:
-        return [k for k in named if k[2].lineno <= call.line <= (k[2].end_lineno or k[2].lineno)]
+    return [known for known in named if _stands(known[2], call.code, call.line, call.at)]
+
+
+@functools.lru_cache(maxsize=1024)
+def heard(caller: Caller) -> bool:
+    """Whether a call is surely written as one of the texts that it must be written as."""
+    tops = statements(caller.code)
+    met = [n for n in _all_calls(caller.code.co_filename, tuple(tops))
+           if _stands(n, caller.code, caller.line, caller.at)]  # fmt: skip
+    return len(met) == 1 and ast.unparse(met[0].func) in caller.texts
+
+
+def _stands(node: Written, code: CodeType, line: int, at: int) -> bool:
+    """Whether an instruction can be compiled from this; before Python 3.11 its line alone tells."""
+    if sys.version_info < (3, 11):
+        return node.lineno <= line <= (node.end_lineno or node.lineno)
+    first, last, start, end = list(code.co_positions())[at // 2]
+    if (node.lineno, node.end_lineno, node.col_offset, node.end_col_offset) == (
+        first, last, start, end,
+    ):  # fmt: skip
+        return True
+    name = node.func if isinstance(node, ast.Call) else None
+    if not isinstance(name, ast.Attribute) or name.end_col_offset is None:
+        return False
+    begin = name.end_col_offset - len(name.attr)  # of a chain over lines, at the name it begins
+    return (name.end_lineno, begin, node.end_lineno) == (first, start, last)
+
+
+@functools.lru_cache(maxsize=256)
+def _all_calls(filename: str, tops: tuple[ast.stmt, ...]) -> list[ast.Call]:
+    return [n for top in tops for n in ast.walk(top) if isinstance(n, ast.Call)]
 
 
 def _is_called(node: Written, name: str) -> bool:
