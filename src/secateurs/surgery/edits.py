@@ -21,7 +21,8 @@ from types import CellType, CodeType, FunctionType, MappingProxyType
 from typing import Any, TypeAlias
 
 from ..trace.program import Call, Site
-from .source import Spot, calls, definition, heard, located, slots, statements
+from .reading import located
+from .source import Spot, calls, definition, heard, slots, statements
 
 Numbers: TypeAlias = dict[Spot, int]
 

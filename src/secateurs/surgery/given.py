@@ -172,7 +172,7 @@ def _whole(analysis: Analysis, cut: Cut) -> Iterator[Given]:
     They hold numbers of the code to what they are; an attribute only as far as it is a size.
     """
     for call, value, sliced in analysis.program.whole:
-        index = call.given[0][1] if call.given else None
+        index: Any = call.given[0][1] if call.given else None
         items = index if isinstance(index, list) else [index]
         shape = analysis.program.values[value].shape
         axes = analysis.axes.get(value)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import copyreg
 import functools
 import inspect
-import pickle
 from collections.abc import Iterable
 from types import FunctionType
 from typing import Any, TypeAlias
 
 from torch import nn
 
+from ..errors import FileError
 from .edits import Edit, Numbers, edited_method
 from .source import Spot
 
@@ -58,16 +58,16 @@ def _reduce(self: Any, protocol: Any) -> Any:
     """How to make such a module again: of the class that it came from.
 
     Raises:
-        pickle.PicklingError: that class makes its modules in a way of its own.
+        FileError: that class makes its modules in a way of its own.
     """
     own = type(self)
     changes = own.__dict__.get(_CHANGES)
     if changes is None:  # it was given yet another class meanwhile, which must know how
         return nn.Module.__reduce_ex__(self, protocol)
-    base = own.__bases__[0]
+    base: Any = own.__bases__[0]
     make, args, *rest = base.__reduce_ex__(self, max(protocol, 2))
     if make is not copyreg.__newobj__ or args[0] is not own:  # type: ignore[attr-defined]
-        raise pickle.PicklingError(
+        raise FileError(
             f"{own.__name__} has numbers in its code rewritten and its own way to be pickled; save "
             "its state_dict and the plan instead"
         )
@@ -77,7 +77,7 @@ def _reduce(self: Any, protocol: Any) -> Any:
 def _made(base: Any, changes: Changes, *args: Any) -> Any:
     own = _class_for(base, changes)
     if own is None:
-        raise pickle.UnpicklingError(
+        raise FileError(
             f"the source of {base.__module__}.{base.__qualname__} is not what this module was cut "
             "from, and does not have the numbers that were rewritten in it"
         )

@@ -42,7 +42,7 @@ class Sites:
     def _method(self, frame: FrameType) -> tuple[str | None, Site | None]:
         code, caller = frame.f_code, frame.f_back
         first = code.co_varnames[:1]
-        owner = frame.f_locals.get(first[0]) if first else None
+        owner: Any = frame.f_locals.get(first[0]) if first else None
         path = self.paths.get(id(owner)) if owner is not None else None
         if path is None or caller is None:
             return path, None

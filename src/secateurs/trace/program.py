@@ -6,7 +6,7 @@ import enum
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import CodeType, FunctionType
+from types import CodeType
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -76,7 +76,7 @@ class Site(NamedTuple):
     owner: str
     method: str
     helper: str
-    function: FunctionType
+    function: Any  # a FunctionType, which a type checker would take for a method here
     callers: tuple[Caller, ...] = ()
 
     @property
