@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from .labels import Axis, axis_size, fresh_axis, frozen_axis, leaves
+from .labels import Axis, axis_size, fresh_axis, frozen_axis, leaves, repeated_axis
 from .program import Node, Ref
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _expand(analysis: Analysis, node: Node) -> list[Axes]:
     axes, shape = analysis.arg_axes(node), analysis.shape(node)
     old = (1,) * (len(shape) - len(axes)) + analysis.program.values[node.inputs[0]].shape
     axes = [()] * (len(shape) - len(axes)) + axes
-    out = [a if o == n else fresh_axis(n) for a, o, n in zip(axes, old, shape, strict=True)]
+    out = [a if o == n else repeated_axis(n) for a, o, n in zip(axes, old, shape, strict=True)]
     analysis.repeated += [f for a, o, n in zip(out, old, shape, strict=True) if o != n for f in a]
     return [out]
 
