@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from ..errors import FileError
+from ..trace.callers import has_its_own
 from .edits import Edit, Numbers, edited_method
 from .source import Spot
 
@@ -26,7 +27,10 @@ _CHANGES = "__secateurs_changes__"
 
 
 def rewritten(module: nn.Module, edits: Iterable[Edit]) -> Any:
-    """The class that a module must become one of; None if its source does not have these."""
+    """The class that a module must become one of; None if what it runs does not have these."""
+    edits = list(edits)
+    if any(has_its_own(module.__dict__, edit.method) for edit in edits):
+        return None
     own: Any = type(module)
     before = own.__dict__.get(_CHANGES)
     changes = dict(before or ())

@@ -69,10 +69,7 @@ class Sites:
 
     def _looked_up(self, owner: nn.Module, path: str, name: str) -> FunctionType | None:
         """The function of its class that a module finds under a name, if it has none of its own."""
-        own = self.own[path]
-        if name.startswith("__") or any(
-            not _is_ours(own[key]) for key in (name, f"_plain_{name}") if own.get(key) is not None
-        ):
+        if name.startswith("__") or has_its_own(self.own[path], name):
             return None
         function = inspect.getattr_static(type(owner), name, None)
         return function if isinstance(function, FunctionType) else None
@@ -87,6 +84,12 @@ class Sites:
             elif above is not None and (not above or path.startswith(f"{above}.")):
                 out.append(f"{name}.{path[len(above) :].lstrip('.')}")
         return out
+
+
+def has_its_own(attributes: Mapping[str, Any], name: str) -> bool:
+    """Whether the attributes of a module hide the method of its class; what is ours calls that."""
+    held = (attributes.get(key) for key in (name, f"_plain_{name}"))
+    return any(value is not None and not _is_ours(value) for value in held)
 
 
 def _is_ours(value: Any) -> bool:
