@@ -22,6 +22,7 @@ from .describe import Axes, descriptions, repeats
 from .edits import Edit, left, site_of, spot_of, written
 from .fold import Computed, Folder, Scale, computed_factors
 from .given import Given, given_sizes, sized_nodes
+from .known import Known, turned
 from .restate import Restated
 
 Equation: TypeAlias = tuple[Source, int, Call, int]  # what is given, what is needed, where
@@ -68,6 +69,9 @@ def mend(analysis: Analysis, cut: Cut, axes: Axes) -> Mended:
     before = analysis.program.attributes
     after = {**descriptions(analysis, axes, solved), **repeats(analysis, cut), **solved}
     changed = {a: (before[a], n) for a, n in after.items() if before[a] != n}
+    turn = turned(Known(analysis, cut, after), analysis.program.compared)
+    if turn:
+        raise MendError(turn)
     computed = computed_factors(analysis)
     scales = rescale(analysis, cut, solved, computed, Folder(analysis))
     return Mended(changed, scales, restated, edits)
@@ -85,8 +89,7 @@ def rescale(
     Raises:
         MendError: nothing can.
     """
-    known = _Known(analysis, cut)
-    known.update(solved)
+    known = Known(analysis, cut, solved)
     out = []
     for position, number, source, power in computed:
         new = evaluate(source, known)
@@ -117,7 +120,7 @@ def solve(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Solved:
             equations.append((stated.source, new, call, place))
         else:
             numbers.append((given, place))
-    after, views = _solve(equations, _Known(analysis, cut), restated)
+    after, views = _solve(equations, Known(analysis, cut), restated)
     return Solved(after, list(restated.values()), [*_numbers(numbers), *views])
 
 
@@ -176,23 +179,8 @@ def demands(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> dict[Attribu
     }
 
 
-class _Known(dict[Any, int]):
-    """What every source leaf is after the cut: sizes by themselves, attributes as solved."""
-
-    def __init__(self, analysis: Analysis, cut: Cut):
-        super().__init__()
-        self.analysis, self.cut = analysis, cut
-
-    def __missing__(self, key: Attribute | Size) -> int:
-        if isinstance(key, Attribute):
-            return self.analysis.program.attributes[key]
-        axes = self.analysis.axes.get(key.value)
-        old = self.analysis.program.values[key.value].shape[key.dim]
-        return old if axes is None else self.cut.size(axes[key.dim])
-
-
 def _solve(
-    equations: list[Equation], known: _Known, restated: Restatements
+    equations: list[Equation], known: Known, restated: Restatements
 ) -> tuple[dict[Attribute, int], list[Edit]]:
     """The attributes' new values that satisfy every equation but those to be stated anew."""
     views: dict[int, Edit] = {}
@@ -223,7 +211,7 @@ def _solve(
 
 
 def _restate(
-    restated: Restatements, known: _Known, call: Call, place: int, given: int, value: int
+    restated: Restatements, known: Known, call: Call, place: int, given: int, value: int
 ) -> None:
     """Have a call given another size.
 
@@ -256,7 +244,7 @@ def _fixed(analysis: Analysis, source: Source) -> bool:
     return analysis.weighted.issuperset(axes)
 
 
-def _invert(source: Source, value: int, attribute: Attribute, known: _Known) -> int | None:
+def _invert(source: Source, value: int, attribute: Attribute, known: Known) -> int | None:
     """The smaller number that the attribute must be for the source to give this value."""
     for trial in range(1, known[attribute]):
         known[attribute] = trial

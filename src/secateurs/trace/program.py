@@ -13,7 +13,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
-from .tagged import Attribute, TaggedFloat
+from .tagged import Attribute, Comparison, TaggedFloat
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class Program:
     `states` holds pairs of values, the state that a cell was given and the one that it made: its
     kernel wants one size. `apart` holds pairs of values whose last sizes a kernel tells apart.
     `whole` holds indexing expressions by whose bounds PyTorch did not slice, with the value, and
-    the dimensions along which it did.
+    the dimensions along which it did. `compared` holds the comparisons of sizes and attributes.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -194,6 +194,7 @@ class Program:
     attributes: dict[Attribute, int] = field(default_factory=dict)
     floats: dict[Attribute, float] = field(default_factory=dict)
     whole: list[tuple[Call, int, list[int]]] = field(default_factory=list)
+    compared: list[Comparison] = field(default_factory=list)
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     training: Run = field(default_factory=Run)
     looks: bool = False

@@ -29,7 +29,7 @@ from .program import Call, Invocation, Node, Program, Ref, Run, Value
 from .shadow import META, Shadow, storage
 from .stand_in import standing_in
 from .structures import open_dataclasses
-from .tagged import Attribute, Size, TaggedFloat, TaggedInt, tagged_roots
+from .tagged import Attribute, Size, TaggedFloat, TaggedInt, noting_comparisons, tagged_roots
 
 aten = torch.ops.aten
 
@@ -727,6 +727,7 @@ def _run(model: nn.Module, recorder: Recorder, call: Any) -> None:
         _uncompiled(),
         _plain_kernels(),
         tagged_roots(),
+        noting_comparisons(program.compared),
         _observed(recorder),
         _Dispatch(recorder),
         _Functions(recorder),

@@ -1,0 +1,56 @@
+"""What sizes and attributes are after a cut, and which way the code then goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from ..trace.analyse import Analysis
+from ..trace.sizes import Cut
+from ..trace.tagged import Attribute, Comparison, Size, evaluate, leaves_of
+
+_NONE: Mapping[Attribute, int] = MappingProxyType({})
+
+
+class Known(dict[Any, int]):
+    """What every source leaf is after the cut: sizes by themselves, attributes as solved."""
+
+    def __init__(self, analysis: Analysis, cut: Cut, attributes: Mapping[Attribute, int] = _NONE):
+        super().__init__(attributes)
+        self.analysis, self.cut = analysis, cut
+
+    def __missing__(self, key: Attribute | Size) -> int:
+        if isinstance(key, Attribute):
+            return self.analysis.program.attributes[key]
+        axes = self.analysis.axes.get(key.value)
+        old = self.analysis.program.values[key.value].shape[key.dim]
+        return old if axes is None else self.cut.size(axes[key.dim])
+
+
+def turned(known: Known, compared: Iterable[Comparison]) -> str:
+    """Why the code would go another way than it did: a comparison that comes out otherwise.
+
+    Empty if none does.
+    """
+    for function, left, right, outcome, place in compared:
+        try:
+            new = evaluate(left, known), evaluate(right, known)
+            same = bool(function(*new)) == outcome
+        except ZeroDivisionError:
+            new, same = (0, 0), False
+        if not same and not _is_for_one(left, right):
+            return (
+                f"{place} compares numbers that the cut would make {new[0]} and {new[1]}, and the "
+                "code would then go another way than it did"
+            )
+    return ""
+
+
+def _is_for_one(left: Any, right: Any) -> bool:
+    """Whether the code asks an attribute if there is one of something, to leave out what is idle.
+
+    How often keys are repeated is asked so.
+    """
+    sizes = [leaf for side in (left, right) for leaf in leaves_of(side) if isinstance(leaf, Size)]
+    return not sizes and 1 in (left, right)
