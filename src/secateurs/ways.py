@@ -29,8 +29,10 @@ def turning(graph: Graph) -> dict[str, str]:
             continue
         try:
             graph.plan({group.name: units})  # attributes change with it
-        except (MendError, PlanError) as error:
+        except MendError as error:
             out[group.name] = str(error)
+        except PlanError:
+            pass  # it is these units that cannot go
     return out
 
 

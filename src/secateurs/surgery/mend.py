@@ -155,10 +155,10 @@ def _numbers(numbers: Sequence[tuple[Given, int]]) -> list[Edit]:
 
 
 def _unwritten(call: Call, old: int, new: int) -> MendError:
+    what = "beside one that the cut changes" if old == new else f"which the cut would make {new}"
     return MendError(
-        f"{call.place} is given the size {old}, which the cut would make {new}, and "
-        "where that number comes from cannot be found in this very call; write it "
-        "there, or take it from x.shape or a module attribute"
+        f"{call.place} is given the size {old}, {what}, and where that number comes from cannot be "
+        "found in this very call; write it there, or take it from x.shape or a module attribute"
     )
 
 
