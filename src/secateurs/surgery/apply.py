@@ -34,7 +34,10 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
         inplace: cut the model itself (its parameters stay the same objects) instead of a copy.
 
     Returns:
-        The smaller model; a `Replayed` one if the plan is served by replay.
+        The smaller model; a `Replayed` one if the plan is served by replay. A module in whose code
+        a number is rewritten (`plan.edits`) becomes one of a subclass, by the name of its class:
+        `isinstance` holds, `type(...) is` does not. `torch.save` of the whole model keeps it, and
+        to load that needs the source of the class, and this library.
 
     Raises:
         PlanError: the plan does not fit the model; nothing was changed.
