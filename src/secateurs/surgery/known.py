@@ -7,8 +7,9 @@ from types import MappingProxyType
 from typing import Any
 
 from ..trace.analyse import Analysis
+from ..trace.labels import leaves
 from ..trace.sizes import Cut
-from ..trace.tagged import Attribute, Comparison, Size, evaluate, leaves_of
+from ..trace.tagged import Attribute, Comparison, Size, evaluate
 
 _NONE: Mapping[Attribute, int] = MappingProxyType({})
 
@@ -39,7 +40,7 @@ def turned(known: Known, compared: Iterable[Comparison]) -> str:
             same = bool(function(*new)) == outcome
         except ZeroDivisionError:
             new, same = (0, 0), False
-        if not same and not _is_for_one(left, right):
+        if not same and not (new[0] == new[1] and _repeats_once(known)):
             return (
                 f"{place} compares numbers that the cut would make {new[0]} and {new[1]}, and the "
                 "code would then go another way than it did"
@@ -47,10 +48,7 @@ def turned(known: Known, compared: Iterable[Comparison]) -> str:
     return ""
 
 
-def _is_for_one(left: Any, right: Any) -> bool:
-    """Whether the code asks an attribute if there is one of something, to leave out what is idle.
-
-    How often keys are repeated is asked so.
-    """
-    sizes = [leaf for side in (left, right) for leaf in leaves_of(side) if isinstance(leaf, Size)]
-    return not sizes and 1 in (left, right)
+def _repeats_once(known: Known) -> bool:
+    """Whether the cut leaves one of what was repeated: code asks for that, to repeat no more."""
+    cut = known.cut
+    return any(part.size > cut.size((part,)) == 1 for part in leaves(known.analysis.repeated))

@@ -141,10 +141,15 @@ _OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def _note(function: Callable[[Any, Any], Any], left: Any, right: Any, outcome: bool) -> None:
     noted = _NOTED.get()
-    frame = None if noted is None else sys._getframe(2)
-    if noted is not None and frame and not frame.f_code.co_filename.startswith(_OURS):
+    if noted is None:
+        return
+    sources = source_of(left), source_of(right)
+    if all(isinstance(source, (int, float)) for source in sources):
+        return
+    frame = sys._getframe(2)
+    if not frame.f_code.co_filename.startswith(_OURS):
         place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        noted.append(Comparison(function, source_of(left), source_of(right), outcome, place))
+        noted.append(Comparison(function, *sources, outcome, place))
 
 
 def _comparison(name: str, kind: type) -> Callable[[Any, object], Any]:
