@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import operator
 from typing import Any
 
@@ -26,6 +27,7 @@ def constant(written: ast.expr, tree: ast.FunctionDef | None) -> int | None:
     return None
 
 
+@functools.lru_cache(maxsize=1024)
 def _assigned(name: str, tree: ast.FunctionDef) -> ast.expr | None:
     """What a local name is, if it is assigned once and bound in no other way."""
     values = []

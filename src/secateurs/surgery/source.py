@@ -10,7 +10,7 @@ import ast
 import functools
 import linecache
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import CodeType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -91,8 +91,7 @@ def called(tree: ast.FunctionDef, call: Call) -> list[tuple[str, int, Written]]:
 @functools.lru_cache(maxsize=1024)
 def heard(caller: Caller) -> bool:
     """Whether a call is surely written as one of the texts that it must be written as."""
-    tops = statements(caller.code)
-    met = [n for n in _all_calls(caller.code.co_filename, tuple(tops))
+    met = [n for n in _all_calls(statements(caller.code))
            if _stands(n, caller.code, caller.line, caller.at)]  # fmt: skip
     return len(met) == 1 and ast.unparse(met[0].func) in caller.texts
 
@@ -101,7 +100,7 @@ def _stands(node: Written, code: CodeType, line: int, at: int) -> bool:
     """Whether an instruction can be compiled from this; before Python 3.11 its line alone tells."""
     if sys.version_info < (3, 11):
         return node.lineno <= line <= (node.end_lineno or node.lineno)
-    first, last, start, end = list(code.co_positions())[at // 2]
+    first, last, start, end = _positions(code)[at // 2]
     if (node.lineno, node.end_lineno, node.col_offset, node.end_col_offset) == (
         first, last, start, end,
     ):  # fmt: skip
@@ -114,7 +113,12 @@ def _stands(node: Written, code: CodeType, line: int, at: int) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _all_calls(filename: str, tops: tuple[ast.stmt, ...]) -> list[ast.Call]:
+def _positions(code: CodeType) -> tuple[Any, ...]:
+    return tuple(code.co_positions()) if sys.version_info >= (3, 11) else ()
+
+
+@functools.lru_cache(maxsize=256)
+def _all_calls(tops: tuple[ast.stmt, ...]) -> list[ast.Call]:
     return [n for top in tops for n in ast.walk(top) if isinstance(n, ast.Call)]
 
 
@@ -132,19 +136,20 @@ def _known_calls(tree: ast.FunctionDef) -> list[tuple[str, int, Written]]:
 
 
 @functools.lru_cache(maxsize=256)
-def _parsed(filename: str, lines: tuple[str, ...]) -> list[ast.stmt]:
+def _parsed(filename: str, lines: tuple[str, ...]) -> tuple[ast.stmt, ...]:
     try:
-        return ast.parse("".join(lines)).body
+        return tuple(ast.parse("".join(lines)).body)
     except SyntaxError:
-        return []
+        return ()
 
 
-def statements(code: CodeType) -> list[ast.stmt]:
+def statements(code: CodeType) -> tuple[ast.stmt, ...]:
     """The statements of the file that a piece of code comes from; none if it is not at hand."""
     return _parsed(code.co_filename, tuple(linecache.getlines(code.co_filename)))
 
 
-def definition(code: CodeType, among: Iterable[ast.stmt]) -> ast.FunctionDef | None:
+@functools.lru_cache(maxsize=256)
+def definition(code: CodeType, among: tuple[ast.stmt, ...]) -> ast.FunctionDef | None:
     """The definition of a function among some statements."""
     for statement in among:
         for node in ast.walk(statement):
