@@ -163,7 +163,7 @@ def _parsed(text: str) -> Any:
 
 def _holder(code: CodeType) -> ast.stmt | None:
     """The statement of the file in which a function is defined."""
-    return next((s for s in statements(code) if definition(code, (s,))), None)
+    return next((s for s in statements(code) if definition(code, [s])), None)
 
 
 @functools.lru_cache(maxsize=256)
@@ -174,8 +174,9 @@ def _compiled(
 
     The names `around` are variables of a function around it.
     """
-    holder = copy.deepcopy(_holder(code))
-    tree = None if holder is None else definition(code, (holder,))
+    top = _holder(code)
+    holder = copy.deepcopy(top)
+    tree = None if holder is None else definition(code, [holder])
     if holder is None or tree is None:
         return None
     own = {(text, n): slots(node) for text, n, node in calls(tree)} if numbers else {}
@@ -185,7 +186,7 @@ def _compiled(
             return None
         found[slot].put(new)
     # the compiler looks at which names are imported modules
-    imports = [s for s in statements(code) if isinstance(s, _MAY_IMPORT) and s is not _holder(code)]
+    imports = [s for s in statements(code) if isinstance(s, _MAY_IMPORT) and s is not top]
     if around:
         inside, holder = holder, _parsed(f"def around({', '.join(sorted(around))}): pass")
         holder.body = [inside]

@@ -16,7 +16,7 @@ import torch
 
 from ..trace.program import Call, can_size
 from .constants import constant
-from .source import Spot, Written, called, definition, slots, statements
+from .source import Spot, Written, called, defined, slots, statements
 
 Changed: TypeAlias = Mapping[Spot, int]
 Reading: TypeAlias = dict[int, tuple[int, bool]]  # integer -> its slot, and if it is written there
@@ -32,7 +32,7 @@ def located(call: Call, place: int, changed: Changed) -> tuple[Spot, bool] | Non
     """
     if call.code is None or call.given is None:
         return None
-    tree = definition(call.code, statements(call.code))
+    tree = defined(call.code, statements(call.code))
     if tree is None:
         return None
     index = [i for i, n in enumerate(call.integers) if can_size(n)][place]

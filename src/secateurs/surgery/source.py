@@ -10,7 +10,7 @@ import ast
 import functools
 import linecache
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import CodeType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -148,8 +148,7 @@ def statements(code: CodeType) -> tuple[ast.stmt, ...]:
     return _parsed(code.co_filename, tuple(linecache.getlines(code.co_filename)))
 
 
-@functools.lru_cache(maxsize=256)
-def definition(code: CodeType, among: tuple[ast.stmt, ...]) -> ast.FunctionDef | None:
+def definition(code: CodeType, among: Iterable[ast.stmt]) -> ast.FunctionDef | None:
     """The definition of a function among some statements."""
     for statement in among:
         for node in ast.walk(statement):
@@ -158,3 +157,9 @@ def definition(code: CodeType, among: tuple[ast.stmt, ...]) -> ast.FunctionDef |
                 if first == code.co_firstlineno:
                     return node
     return None
+
+
+@functools.lru_cache(maxsize=256)
+def defined(code: CodeType, among: tuple[ast.stmt, ...]) -> ast.FunctionDef | None:
+    """The same, of what was looked up before too."""
+    return definition(code, among)
