@@ -141,3 +141,11 @@ def test_what_is_told_apart_is_no_copy(make: Any) -> None:
     for group in graph:
         plan = graph.plan({group.name: [int(block[0]) for block in group.blocks()]})
         assert sc.verify(model, sc.apply(model, plan), plan, x).max_relative_error <= 1e-12
+
+
+@pytest.mark.parametrize("make", [Equal, Least, OfNothing], ids=lambda make: make.__name__)
+def test_replay_goes_the_way_that_was_traced(make: Any) -> None:
+    model, x = doubled(make()), torch.randn(3, 4).double()
+    plan = sc.trace(model, x, replay=True).plan({"a": [1, 2, 9]})
+    assert plan.replay
+    assert sc.verify(model, sc.apply(model, plan), plan, x).max_relative_error <= 1e-12
