@@ -75,8 +75,8 @@ def _setting(plain: Sequence[dict], hidden: Sequence[dict], command: str) -> lis
         f"""`{command}` trains the networks, deletes their weights, draws the pictures and writes
 this page: figures 1 and 2 of LeCun, Denker and Solla (1990) on open data. Digits are MNIST
 without its border of 4 pixels, at 16 × 16. The plain network is a LeNet-1 in small, like that of
-the paper, with {plain[0]["parameters"]:,} parameters, biases included: 4 maps of 5 × 5, averaged by 2 × 2,
-12 maps of 3 × 3, 10 outputs, tanh between them. The other has 30 hidden neurons before
+the paper, with {plain[0]["parameters"]:,} parameters, biases included: 4 maps of 5 × 5, averaged
+by 2 × 2, 12 maps of 3 × 3, 10 outputs, tanh between them. The other has 30 hidden neurons before
 the outputs and {first["parameters"]:,} parameters. The objective is the squared error
 summed over the outputs, with targets 1 and −1, mean over the images.
 {round(TRAIN * scale):,} training images are drawn by the seed; Adam at {RATE:g},
