@@ -14,7 +14,7 @@ from ..errors import TraceError
 from ..groups import Graph
 from ..trace.program import Node, Ref, fill
 from ..trace.record import input_tensors, model_tensors
-from .calls import whole_calls
+from .fused import fused_calls
 from .kernels import kernel_of
 
 Rows: TypeAlias = "slice | Tensor"  # of the examples of a batch: a run, or indices
@@ -85,9 +85,9 @@ class Recording:
         self._shared: dict[int, Tensor] | None = None
         values = graph.program.values
         self._bytes = [math.prod(v.shape) * v.dtype.itemsize / size for v in values]
-        self._calls = dict(enumerate(whole_calls(graph.program), len(self.nodes)))
+        self._fused = dict(enumerate(fused_calls(graph.program), len(self.nodes)))
         self._kernels = [kernel_of(graph.program, position) for position in range(len(self.nodes))]
-        self._kernels += [call.node.op for call in self._calls.values()]
+        self._kernels += [call.node.op for call in self._fused.values()]
         self._scaled = self._scaled_nodes()
 
     @property
@@ -95,18 +95,18 @@ class Recording:
         return self.graph.program.nodes
 
     def node(self, position: int) -> Node:
-        """A node of the program; past its end, a call as a whole."""
+        """A node of the program; past its end, a call of a fused kernel."""
         nodes = self.nodes
-        return nodes[position] if position < len(nodes) else self._calls[position].node
+        return nodes[position] if position < len(nodes) else self._fused[position].node
 
     def steps(self, apart: Set[int]) -> list[int]:
-        """The positions of all nodes in order: calls as wholes, but those that hold one of these.
+        """The positions of all nodes in order, with fused calls as the one node that each is.
 
-        What runs then is what the model runs; the parts take twice as long.
+        A call that holds one of the nodes `apart` is taken in its parts.
         """
         calls = {
             part: position
-            for position, call in self._calls.items()
+            for position, call in self._fused.items()
             if call.parts.isdisjoint(apart)
             for part in call.parts
         }

@@ -1,4 +1,4 @@
-"""Calls that the trace takes apart to follow them, and that a replay can make whole again."""
+"""Calls of a fused kernel, which the trace takes apart to follow it, and a replay makes whole."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _OPS = {F.scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attent
 
 
 @dataclass(frozen=True)
-class Whole:
+class Fused:
     """A call: the positions of its nodes in the program, and the one node that does the same."""
 
     parts: frozenset[int]
     node: Node
 
 
-def whole_calls(program: Program) -> Iterator[Whole]:
-    """The calls that one operation makes, where nothing else reads what lies between."""
+def fused_calls(program: Program) -> Iterator[Fused]:
+    """The calls of fused kernels of which nothing but the result is read elsewhere."""
     calls: dict[int, tuple[Invocation, list[int]]] = {}
     readers: dict[int, set[int]] = {value: {-1} for value in program.output_ids()}
     for position, node in enumerate(program.nodes):
@@ -38,12 +38,11 @@ def whole_calls(program: Program) -> Iterator[Whole]:
         between = made.difference(node.outputs)
         seen = any(not readers.get(value, parts) <= parts for value in between)
         if made.issuperset(node.outputs) and -1 not in node.inputs and not seen:
-            yield Whole(parts, node)
+            yield Fused(parts, node)
 
 
 def _as_node(given: Invocation, module: str) -> Node:
     leaves = pytree.tree_leaves((given.args, given.kwargs))
-    inputs = tuple(leaf.id for leaf in leaves if isinstance(leaf, Ref))
     return Node(
         _OPS[given.function],
         tuple(given.args),
@@ -51,5 +50,5 @@ def _as_node(given: Invocation, module: str) -> Node:
         (given.result.id,),
         multiple=False,
         module=module,
-        inputs=inputs,
+        inputs=tuple(leaf.id for leaf in leaves if isinstance(leaf, Ref)),
     )
