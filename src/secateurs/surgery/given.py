@@ -53,23 +53,30 @@ def given_sizes(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Iterator
         if call is None or not stated or call.name in _RECURRENT:
             continue
         if call.invocation is not None:
-            changed = [(call, old, new) for old, new in stated if old != new]
-            if changed:
-                again.setdefault(id(call), []).extend(changed)
+            again.setdefault(id(call), []).extend((call, old, new) for old, new in stated)
             continue
         places: Sequence[Sequence[int | None]] | None = None
         if call.name in _INDEXING:
             places = _bounds(analysis, node)
         if places is None:
             before = [old for old, _ in stated]
-            places = _by_position(call, before)
+            places = _by_name(call, before) or _by_position(call, before)
             places = places or _places(call.sizes, before, id(call), taken, _is_last(node, call))
         for (old, new), found in zip(stated, places, strict=True):
             if old != new and (len(found) > 1 or (call.name in _INDEXING and not found)):
                 found = [None]  # which of them it is, or whether it is any, is not sure
-            yield from (Given(call, place, old, new) for place in found)
-    for changed in again.values():
-        yield from _counts(analysis, cut, changed)
+            known = (place for place in found if place is not None or old != new)
+            yield from (Given(call, place, old, new) for place in known)
+    for stating in again.values():
+        changed = [(call, old, new) for call, old, new in stating if old != new]
+        call = stating[0][0]
+        yield from _counts(analysis, cut, changed) if changed else _as_they_are(call)
+    yield from _whole(analysis, cut)
+
+
+def _as_they_are(call: Call) -> Iterator[Given]:
+    """What a function was given, where it needs no other numbers."""
+    yield from (Given(call, place, size, size) for place, size in enumerate(call.sizes))
 
 
 # ---------------------------------------------------------------------- counts, factors and dims
@@ -159,6 +166,27 @@ def _bounds(analysis: Analysis, node: Node) -> list[list[int]] | None:
     return out
 
 
+def _whole(analysis: Analysis, cut: Cut) -> Iterator[Given]:
+    """The bounds of slices that take all there is, which PyTorch does not slice: they stay.
+
+    They hold numbers of the code to what they are; an attribute only as far as it is a size.
+    """
+    for call, value, sliced in analysis.program.whole:
+        index: Any = call.given[0][1] if call.given else None
+        items = index if isinstance(index, list) else [index]
+        shape = analysis.program.values[value].shape
+        axes = analysis.axes.get(value)
+        for i, dim in _sliced(items, len(shape)):
+            if dim in [d % len(shape) for d in sliced]:
+                continue
+            stays = axes is not None and cut.size(axes[dim]) == shape[dim]
+            for number in items[i]:
+                size = 0 if number is None else call.integers[number]
+                if can_size(size) and (type(size) is int or (stays and size == shape[dim])):
+                    place = sum(map(can_size, call.integers[:number]))
+                    yield Given(call, place, int(size), int(size))
+
+
 def _sliced(items: list[Any], dims: int) -> Iterator[tuple[int, int]]:
     """The slices among the items of an index, and the dimension that each has when it is taken.
 
@@ -190,6 +218,35 @@ def _is_last(node: Node, call: Call) -> bool:
     return node.name.endswith("convolution") or call.name == "narrow"
 
 
+# Where a function is given what a node states of it: names, and positions.
+_NAMED = {
+    "narrow": (("start", 2), ("length", 3)),
+    **{f"conv{kind}{n}d": (("groups", 6),) for kind in ("", "_transpose") for n in (1, 2, 3)},
+}
+
+
+def _by_name(call: Call, stated: list[int]) -> list[list[int | None]]:
+    """Where sizes stand that are told by the names of arguments; nothing if they are not.
+
+    None where an argument is not what is stated: it is from the end, or a tensor.
+    """
+    names = _NAMED.get(call.name)
+    if names is None or call.given is None:
+        return []
+    out: list[list[int | None]] = []
+    for (name, at), size in zip(names[-len(stated) :], stated, strict=True):
+        number = _argument(call, name, at)
+        own = isinstance(number, int) and call.integers[number] == size
+        out.append([sum(map(can_size, call.integers[:number])) if own else None])
+    return out
+
+
+def _argument(call: Call, name: str, at: int) -> Any:
+    """The form of an argument."""
+    args, kwargs = call.given or ((), {})
+    return kwargs.get(name, args[at] if at < len(args) else None)
+
+
 def _by_position(call: Call, stated: list[int]) -> list[list[int]]:
     """Where the sizes of a view stand that splits one axis, or finds one size by itself.
 
@@ -198,6 +255,8 @@ def _by_position(call: Call, stated: list[int]) -> list[list[int]]:
     given, start, place = call.integers, 0, 0
     if call.name == "unflatten":
         axis, *given = given
+        if _argument(call, "dim", 1) != 0:  # by name, and after the sizes
+            return []
         start, place = axis % (len(stated) - len(given) + 1), int(can_size(axis))
     elif -1 not in given or len(given) != len(stated):
         return []
