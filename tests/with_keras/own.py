@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import keras
@@ -62,3 +63,15 @@ class Wide(Own):
 
     def get_config(self) -> dict[str, Any]:
         return {"name": self.name}
+
+
+@keras.saving.register_keras_serializable("tests")
+class Native(L.Layer):
+    """A layer that computes with TensorFlow, whatever the backend."""
+
+    def call(self, x: Any) -> Any:
+        out = importlib.import_module("tensorflow").nn.relu(x)
+        return keras.ops.convert_to_tensor(out)
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from keras import layers as L
 from tests.with_keras.models import IMAGES, chain, drawn, functional, output, residual
-from tests.with_keras.own import Wide
+from tests.with_keras.own import Native, Wide
 
 import secateurs as sc
 from secateurs.errors import MendError, TraceError
@@ -79,6 +79,14 @@ def test_a_lambda_in_a_file_is_not_run() -> None:
         recorded_by_child(model, inputs_for(model))
     with pytest.raises((MendError, TraceError), match="lambda"):
         sc.delete_channels(model, {"a": [0]})
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="it does not run there")
+def test_a_layer_of_one_backend_is_refused() -> None:
+    pytest.importorskip("tensorflow")
+    model = chain((4,), L.Dense(6, name="a"), Native(), L.Dense(2))
+    with pytest.raises(TraceError, match=r"with keras\.ops"):
+        sc.trace(model)
 
 
 def test_a_loss_and_the_moments_survive_an_h5_file(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import keras
+import torch
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
@@ -48,7 +50,37 @@ def program_of(model: Layer, inputs: Any) -> Program:
 
 def recorded_here(model: Layer, inputs: Any, names: Iterable[str] | None = None) -> Program:
     """The same on the torch backend; `names` are those of the model's variables in the program."""
-    return record(Module(model, names), inputs, rules.supported)
+    module, leaving = Module(model, names), _Leaving()
+    with leaving:
+        program = record(module, inputs, rules.supported)
+    if leaving.seen:
+        other = record(module, pytree.tree_map_only(torch.Tensor, _others, inputs), rules.supported)
+        made = [list(one.constants.values()) for one in (program, other)]
+        if len(made[0]) != len(made[1]) or not all(map(torch.equal, *made)):
+            raise TraceError(
+                "a layer takes its input out of PyTorch and computes with it there (NumPy, "
+                "TensorFlow, JAX), which cannot be followed; write it with keras.ops"
+            )
+    return program
+
+
+class _Leaving(TorchFunctionMode):
+    """Sees whether values of a tensor are taken out of PyTorch."""
+
+    seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen |= getattr(func, "__name__", "") in _OUT
+        return func(*args, **(kwargs or {}))
+
+
+_OUT = frozenset({"__array__", "__dlpack__", "numpy", "tolist"})
+
+
+def _others(tensor: torch.Tensor) -> torch.Tensor:
+    """Other values that could have stood in the place of these."""
+    turned = tensor.flatten().roll(1).view_as(tensor)
+    return turned / 2 + 0.25 if tensor.is_floating_point() else turned
 
 
 def recorded_by_child(model: Layer, inputs: Any) -> Program:
