@@ -200,12 +200,25 @@ def _build(new: Layer, shapes: dict[str, Any]) -> None:
         ValueError: it says another shape than it gives.
     """
     new.build_from_config(shapes)
+    if isinstance(new, keras.layers.MultiHeadAttention):
+        _attend(new, shapes["shapes_dict"])  # on JAX its sizes may have to agree
     shape = shapes.get("input_shape")
     if isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape):
         said = keras.tree.flatten(new(keras.Input(batch_shape=shape)))
         given = keras.tree.flatten(new(keras.ops.zeros([size or 2 for size in shape])))
         if [x.shape[1:] for x in said] != [tuple(x.shape)[1:] for x in given]:
             raise ValueError(f"it says that it gives {said[0].shape}, and gives {given[0].shape}")
+
+
+def _attend(new: Layer, shapes: Mapping[str, Any]) -> None:
+    """Call an attention on zeros of the shapes that it was built for."""
+    new(
+        **{
+            name.removesuffix("_shape"): keras.ops.zeros([size or 2 for size in shape])
+            for name, shape in shapes.items()
+            if shape is not None
+        }
+    )
 
 
 def _near(layer: Layer, shapes: Shapes) -> list[tuple[int, int]]:
