@@ -1,7 +1,7 @@
 """One network of `keras.applications`, on the backend that KERAS_BACKEND names.
 
-`cut` deletes a share of every exact group on torch, in both precisions, and saves what is left with
-its outputs; `load` loads that and trains it for a step; `time` times trace and rebuild. The record
+`cut` deletes a share of every exact group, in both precisions, and saves what is left with its
+outputs; `load` loads that and trains it for a step; `time` times trace and rebuild. The record
 is the last line of the output.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import psutil
 import typer
 
 FRACTION = 0.3
@@ -73,13 +74,16 @@ def in_float64(name: str, size: int, plan: Any) -> float:
 
     Programs, since on torch Keras takes means and normalises in float32 whatever `floatx` is.
     """
+    import torch
+
     import secateurs as sc
     from secateurs.gates import gated_output
     from secateurs.keras.module import Module
 
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
-    model, x = network(name, size), keras.ops.convert_to_tensor(images(size, "float64"))
+    model = network(name, size)
+    x = torch.from_numpy(images(size, "float64"))
     small = sc.apply(model, plan)
     wanted = gated_output(widened(model, x), Module(model), plan, x)
     given = gated_output(widened(small, x), Module(small), sc.Plan({}, {}, {}), x)
@@ -109,7 +113,8 @@ def load(name: str, size: int, folder: Path) -> dict:
     x, wanted = np.load(folder / "x.npy"), np.load(folder / "y.npy")
     error = np.abs(output(model, x) - wanted).max() / np.abs(wanted).max()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(1e-6), loss)
+    compiled = keras.backend.backend() == "jax"  # else it costs minutes, and is not needed
+    model.compile(keras.optimizers.SGD(1e-6), loss, jit_compile=compiled)
     losses = model.fit(x, np.zeros(len(x), int), verbose=0).history["loss"]
     return {"error": float(error), "loss": float(losses[0])}
 
@@ -118,11 +123,24 @@ def timed(name: str, size: int, folder: Path) -> dict:
     import secateurs as sc
 
     model = network(name, size)
-    start = time.perf_counter()
+    times = [_times()]
     graph = sc.trace(model)
-    traced = time.perf_counter()
+    times.append(_times())
     sc.apply(model, graph.random_plan(FRACTION))
-    return {"trace": traced - start, "rebuild": time.perf_counter() - traced}
+    times.append(_times())
+    wall, work = zip(*times, strict=True)
+    return {
+        "trace": wall[1] - wall[0],
+        "rebuild": wall[2] - wall[1],
+        "work": work[2] - work[0],
+    }
+
+
+def _times() -> tuple[float, float]:
+    """Seconds on the clock, and those of a processor in this process and the one that traces."""
+    own = psutil.Process()
+    every = [each.cpu_times() for each in (own, *own.children(recursive=True))]
+    return time.perf_counter(), sum(each.user + each.system for each in every)
 
 
 PARTS: dict[str, Callable[[str, int, Path], dict]] = {"cut": cut, "load": load, "time": timed}
