@@ -31,6 +31,7 @@ MEMBER = "cifar_10_model/trained_models/cnn_model.h5"
 HELD_OUT = 5_000  # training images that nothing is fitted to, by which settings were chosen
 CHECKED = 1_000  # of them, for the page
 BATCH = 128
+STEP = 0.01  # of all units, those of the dense layers too: about twenty a removal
 RATE, DECAY = 5e-4, 0.3  # of Adam: in the loop and the first epoch after it; then for each epoch
 MOMENTUM = 0.9  # of the statistics; as trained it is 0.15, so that they are those of one batch
 OWN = 0.5  # of each target is what the network itself gave; the rest is the label
@@ -87,7 +88,7 @@ def pruned(
         budget={"macs": 0.5},
         only="conv2d*",
         cost_power=0.5,
-        step=0.05,
+        step=STEP,
         updates=updates,
         score_batches=4,
         finetune={"epochs": epochs, "verbose": 2, "callbacks": [rate]},
