@@ -128,7 +128,7 @@ def run(seed: int, examples: int, epochs: int, updates: int, *, final: bool) -> 
 def main(
     seed: int = 0,
     examples: Annotated[int, typer.Option(help="Training images that are fitted.")] = 10_000,
-    epochs: Annotated[int, typer.Option(help="Of the last fine-tuning.")] = 2,
+    epochs: Annotated[int, typer.Option(help="Of the last fine-tuning.")] = 3,
     updates: Annotated[int, typer.Option(help="Batches after each removal.")] = 8,
     results: Annotated[Path, typer.Option(help="A line is kept for each run.")] = Path(
         "runs/keras-cifar.jsonl"
