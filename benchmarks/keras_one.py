@@ -20,8 +20,12 @@ import typer
 
 FRACTION = 0.3
 CLASSES = 10
-# The free parameters that an initialisation leaves at 0 or 1, so that they would hide a fault
-PLAIN = ("gamma", "beta", "bias", "moving_mean", "moving_variance")
+# The free parameters that an initialisation leaves at 0, at 1 or, for the scale without a name of a
+# ConvNeXt block, at 1e-6, so that they would hide a fault; and between what they are drawn
+DRAWN = {
+    "beta": (-0.1, 0.1), "bias": (-0.1, 0.1), "moving_mean": (-0.1, 0.1),
+    "gamma": (0.5, 1.5), "moving_variance": (0.5, 1.5), "variable": (0.5, 1.5),
+}  # fmt: skip
 
 
 def network(name: str, size: int, seed: int = 0) -> Any:
@@ -32,10 +36,9 @@ def network(name: str, size: int, seed: int = 0) -> Any:
     model = getattr(keras.applications, name)(input_shape=(size, size, 3), **options)
     rng = np.random.default_rng(seed)
     for weight in model.weights:
-        kind = weight.path.rpartition("/")[2]
-        if kind in PLAIN:
-            low, high = (0.5, 1.5) if kind in ("gamma", "moving_variance") else (-0.1, 0.1)
-            weight.assign(rng.uniform(low, high, weight.shape))
+        kind = weight.path.rpartition("/")[2].rstrip("_0123456789")
+        if kind in DRAWN:
+            weight.assign(rng.uniform(*DRAWN[kind], weight.shape))
     return model
 
 

@@ -147,8 +147,8 @@ def page(networks: list[dict], times: list[dict]) -> str:
     versions = ", ".join(f"{p} {version(p)}" for p in ("keras", "tensorflow-cpu", "jax"))
     return f"""# Networks of keras.applications
 
-`make keras-zoo`. Random weights of seed 0, in which no bias and no statistic is 0 or 1. A random
-30% of every exact group is gone. The law: the largest difference from the gated network, over its
+`make keras-zoo`. Random weights of seed 0, in which no bias, scale or statistic is 0 or 1. A
+random 30% of every exact group is gone. The law: the largest difference from the gated network, over its
 largest output, in float64 (at most {LIMITS["float64"]:.0e}) and float32 (at most
 {LIMITS["float32"]:.0e}); in float64 on the recorded programs of both, since on torch Keras takes
 means and normalises in float32 whatever `floatx` is. "Same" says that a rebuild which cuts nothing
@@ -157,7 +157,7 @@ each backend: the largest difference from the outputs of the network that was sa
 most {AGREE:.0e}), after which one step of `fit` on two images gave a finite loss.
 
 NASNetMobile is cut on TensorFlow and traced, as any model there, from its file on torch. The others
-are cut on torch, where the constructor of this one is refused by Keras ("not available with the
+are cut on torch, where Keras refuses to construct this one ("not available with the
 torch backend at this time due to an outstanding bug"). Its layers run there all the same.
 
 | network | size | exact groups | parameters | float64 | float32 | same | torch | TensorFlow | JAX |
