@@ -147,8 +147,8 @@ def page(networks: list[dict], times: list[dict]) -> str:
     versions = ", ".join(f"{p} {version(p)}" for p in ("keras", "tensorflow-cpu", "jax"))
     return f"""# Networks of keras.applications
 
-`make keras-zoo`. Random weights of seed 0, in which no bias, scale or statistic is 0 or 1. A
-random 30% of every exact group is gone. The law: the largest difference from the gated network, over its
+`make keras-zoo`. Random weights of seed 0, in which no bias, scale or statistic is 0 or 1. A random
+30% of every exact group is gone. The law: the largest difference from the gated network, over its
 largest output, in float64 (at most {LIMITS["float64"]:.0e}) and float32 (at most
 {LIMITS["float32"]:.0e}); in float64 on the recorded programs of both, since on torch Keras takes
 means and normalises in float32 whatever `floatx` is. "Same" says that a rebuild which cuts nothing
