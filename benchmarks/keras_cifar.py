@@ -168,7 +168,7 @@ def page(lines: list[dict[str, Any]]) -> str:
     ]
     head = ["backend", "seed", "MACs", "params", "held out, before", "after"]
     head += ["test, before", "after", "points", "on the clock", "of a processor"]
-    told = ", ".join(f"{_points(line):+.2f}" for line in lines)
+    told = " and ".join(f"{_points(line):+.2f}" for line in lines)
     last = lines[-1]
     return f"""# A trained Keras network at half of its MACs
 
@@ -188,8 +188,8 @@ table. The test images are read once, at the end. The authors may have trained o
 training images, so that only the test images are new to the network.
 
 The aim was to lose at most one point of test accuracy, after a fine-tuning that a CPU does in
-minutes. The runs changed it by {told} points. A network that was trained to its end would
-hardly gain: what this one would from the same fine-tuning, uncut, was not measured.
+minutes. The runs changed it by {told} points. What the uncut network would gain from the same
+fine-tuning was not measured.
 
 {markdown(head, rows)}
 
