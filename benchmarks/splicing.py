@@ -68,7 +68,7 @@ RECIPES = {
         start=20,
         options={"ramp": 0.4, "stop": 0.75, "every": 20, "precision": "bf16"},
         shift=1,
-        units={"conv1": 7, "conv2": 28, "fc1": 200},
+        units={"conv1": 6, "conv2": 24, "fc1": 160},
     ),
     "lenet-300-100": Recipe(
         updates=10_000,

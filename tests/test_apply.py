@@ -39,7 +39,7 @@ def test_a_copy_shares_nothing_with_the_model(name: str) -> None:
     ours = {p.untyped_storage().data_ptr() for p in model.state_dict().values()}
     theirs = {p.untyped_storage().data_ptr() for p in small.state_dict().values()}
     assert not ours & theirs
-    assert type(small) is type(model)
+    assert isinstance(small, type(model))
 
 
 def test_in_place_keeps_parameter_objects_and_flags() -> None:

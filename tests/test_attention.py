@@ -587,6 +587,35 @@ def test_a_config_does_not_say_what_its_model_computes_anew() -> None:
 
 
 @needs_transformers
+def test_a_config_does_not_say_what_is_written_in_the_code() -> None:
+    from tests.zoo import torchvision_models
+
+    torchvision_models()
+    import transformers
+
+    class Config(transformers.PretrainedConfig):
+        def __init__(self, neurons: int = 16, **rest: Any):
+            super().__init__(**rest)
+            self.neurons = neurons
+
+    class Model(transformers.PreTrainedModel):
+        config_class = Config
+
+        def __init__(self, config: Config):
+            super().__init__(config)
+            self.a, self.b = nn.Linear(WIDTH, config.neurons), nn.Linear(config.neurons, WIDTH)
+            self.post_init()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).view(-1, 16).relu())
+
+    model, x = net(Model(Config()))
+    with pytest.warns(UserWarning, match="other code"):
+        small = check(model, x, {"a": [0, 1, 5, 9]})
+    assert (small.a.out_features, small.config.neurons) == (12, 16)
+
+
+@needs_transformers
 def test_head_dims_of_llama_span_its_layers() -> None:
     model, inputs = tiny("Llama")
     group = next(g for g in sc.trace(model, inputs) if g.kind == "head-dim")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,7 +10,6 @@ from .errors import PlanError
 from .selection import lost, uncovered
 from .slices import Slices, complement
 from .surgery.fold import Scale
-from .surgery.restate import Restated
 
 if TYPE_CHECKING:
     from .groups import Graph
@@ -34,7 +32,7 @@ def compose(first: Plan, second: Plan, graph: Graph | None) -> Plan:
         tensors[path] = slices if before is None else before.then(slices)
     groups, sizes = _named(first, second) if graph is None else _found(graph, tensors)
     attributes = dict(first.attributes)
-    restated = {(r.module, i): r for i, r in _numbered(first.restated)}
+    restated = {(r.module, r.number): r for r in first.restated}
     for attribute, (old, new) in second.attributes.items():
         path, _, item = attribute.rpartition(".")
         own = (path, int(item[7:-1])) if item.startswith("stated[") else None
@@ -91,14 +89,6 @@ def _found(graph: Graph, tensors: Mapping[str, Slices]) -> Units:
             "verify each against the model that it was made for"
         )
     return groups, {name: graph[name].size for name in groups}
-
-
-def _numbered(restated: Iterable[Restated]) -> Iterator[tuple[int, Restated]]:
-    """Each with its number among those of the same module."""
-    seen: Counter[str] = Counter()
-    for one in restated:
-        yield seen[one.module], one
-        seen[one.module] += 1
 
 
 def _before(first: Plan, scale: Scale) -> Scale:

@@ -30,6 +30,7 @@ from .trace.program import Instead, Intercept, Node, Ref
 from .trace.record import as_call, evaluating, input_tensors, model_tensors
 from .trace.sizes import resized_args
 from .unseen import unseen
+from .ways import turning
 
 # The largest relative error that rounding explains, by the precision of the output.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -133,6 +134,7 @@ def grouped(model: nn.Module, example_inputs: Any, *, replay: bool) -> Graph:
     graph = Graph(analyse(model, example_inputs))
     graph.replay = replay and not graph.program.looks
     settle(graph)
+    give_up(graph, turning(graph))
     graph.give_up(unreached(graph))
     return graph
 

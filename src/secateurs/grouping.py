@@ -197,8 +197,8 @@ class Grouping:
     def groups_of(self, factor: Factor) -> list[int]:
         """The numbers of the groups that have units along a leaf factor."""
         factor = find(factor)
-        if factor.labels is None and factor.copies is not None:
-            factor = factor.copies.own
+        if factor.labels is None and factor.repeats:
+            factor = find(factor.repeats[0].own)
         known = self._numbers.get(id(factor))
         if known is None:
             units = self.units.incidence(factor)[1]

@@ -45,8 +45,11 @@ class Plan:
         exact: whether the law of the cut holds without a statistic being retaken.
         scales: rows of weights that are multiplied by a factor, to make up for a number that the
             code computes from a size, such as the 1/√d of attention.
-        edits: numbers in a module's code, rewritten for that module.
-        restated: sizes given to single calls in a module's code, which computes others.
+        edits: numbers in a module's code, rewritten for that module; in JSON [module, method, text
+            of the call, which of those that read so, item of what it is given, the number, helper].
+        restated: sizes given to single calls in a module's code, which computes others; in JSON
+            [module, function, which call of it, which of its sizes, the size, which of the sizes
+            that the module states].
         replay: the model cannot be mended for this cut; `apply` gives a static program.
 
     >>> import torch, secateurs as sc

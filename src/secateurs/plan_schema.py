@@ -44,7 +44,7 @@ class PlanSchema(BaseModel):
     attributes: dict[AttributeName, tuple[Size, Index]]  # a bound may become 0
     scales: list[tuple[str, Index, list[Index], Factor]] = []
     edits: list[tuple[str, str, str, Index, Index, int, str]] = []
-    restated: list[tuple[str, str, Size, Index, int]] = []
+    restated: list[tuple[str, str, Size, Index, int, Index]] = []
     replay: bool = False
 
 

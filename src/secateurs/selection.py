@@ -40,8 +40,8 @@ class Selection:
     def _fewer(self, factor: Factor) -> Bools:
         """Which indices go of a factor without labels: of a repetition, as many as copies do."""
         mask = np.zeros(factor.size, dtype=bool)
-        if factor.copies is not None and factor.frozen is None:
-            own = self.removed((factor.copies.own,)).reshape(-1, factor.size)
+        if factor.repeats and factor.frozen is None:
+            own = self.removed((factor.repeats[0].own,)).reshape(-1, factor.size)
             mask[factor.size - int(own[0].sum()) :] = True
         return mask
 

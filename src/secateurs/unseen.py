@@ -47,7 +47,8 @@ def _varies(graph: Graph, source: Source) -> bool:
     axes = graph.analysis.axes
     return any(
         isinstance(leaf, Attribute)
-        or (leaf.value in axes and len(graph.axis_incidence(axes[leaf.value][leaf.dim])[0]) > 0)
+        or leaf.value not in axes  # it was looked at for its shape alone, and not followed
+        or len(graph.axis_incidence(axes[leaf.value][leaf.dim])[0]) > 0
         for leaf in leaves_of(source)
     )
 
@@ -66,15 +67,15 @@ class _Trial:
         if why == "":
             return {}
         if len(groups) == 1:
-            return {groups[0].name: REASON.format(why)} if why else {}
+            return {groups[0].name: why} if why else {}
         half = len(groups) // 2
         found = self.blame(groups[:half]) | self.blame(groups[half:])
-        return found if found or not why else {g.name: REASON.format(why) for g in groups}
+        return found if found or not why else {g.name: why for g in groups}
 
     def _change(self, groups: list[Group]) -> str | None:
-        """What changes when a few units of each group go; None if they cannot go together."""
+        """What is wrong when a few units of each group go; None if they cannot go together."""
         try:
-            plan = self.graph.plan({group.name: _few(group) for group in groups})
+            plan = self.graph.plan({group.name: few(group) for group in groups})
         except (MendError, PlanError):
             return None
         if plan.replay:
@@ -82,12 +83,13 @@ class _Trial:
         whole = self._skeleton(plan.tensors) if self.graph.program.on_shapes else self.model
         try:
             program = record(cut(whole, plan), self.inputs, rules.supported)
-        except TraceError:
-            return ""  # then nothing is wrong without a word
+        except TraceError as error:
+            return None if len(groups) > 1 else f"after the cut {error}"
         after = list(_computing(program))
         if len(after) != len(self.before):
-            return "it takes another way after the cut"
-        return next(filter(None, map(self._differs, self.before, after)), "")
+            return REASON.format("it takes another way after the cut")
+        why = next(filter(None, map(self._differs, self.before, after)), "")
+        return REASON.format(why) if why else ""
 
     def _differs(self, old: Computing, new: Computing) -> str:
         """How a node's numbers differ from those before; empty if they do not."""
@@ -133,7 +135,7 @@ def _meta(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
-def _few(group: Group) -> list[int]:
+def few(group: Group) -> list[int]:
     """About a quarter of a group's units, equally many of every block."""
     blocks = group.blocks()
     count = group.allowed(max(1, min(map(len, blocks)) // 4))

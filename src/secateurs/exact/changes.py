@@ -31,6 +31,7 @@ Units = Mapping[str, Sequence[int]]
 
 _CACHE = 32 << 20  # bytes of a chunk: large enough for matrix products, small enough for a cache
 _PART = 256  # examples that are held at once, where they are independent: more gain nothing
+_FEW = 8  # examples that tell whether a loss judges each by itself
 
 
 @dataclass
@@ -170,10 +171,10 @@ class Engine:
         return min(max(1, int(self.memory / 4 / max(each, 1))), *map(self._limit, known.cones))
 
     def _splits(self, call: Any, target: Any, n: int, most: int) -> bool:
-        some = slice(0, most)
-        part = pick_examples((call, target), some, n)
+        some = min(most, _FEW)
+        part = pick_examples((call, target), slice(0, some), n)
         args, kwargs = as_call(part[0])
-        judges = self._judges(self.model(*args, **kwargs), part[1], most)
+        judges = self._judges(self.model(*args, **kwargs), part[1], some)
         return all(judge.rowwise for judge in judges)
 
     def _judges(self, output: Any, target: Any, n: int) -> list[Judge]:

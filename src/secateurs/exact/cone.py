@@ -106,7 +106,8 @@ def cone_of(
     nodes: list[int] = []
     changed: set[int] = set()
     starts = {*cuts, *also}
-    for position, node in enumerate(program.nodes):
+    for position in recording.steps(starts):
+        node = recording.node(position)
         if position in starts or not changed.isdisjoint(node.inputs):
             nodes.append(position)
             changed.update(out for out in node.outputs if out is not None)
@@ -134,7 +135,7 @@ def _measure(cone: Cone, recording: Recording, program: Program) -> None:
     """What the cone needs, when its values are done with, and what a row of it takes."""
     last: dict[int, int] = {}
     for position in cone.nodes:
-        node = program.nodes[position]
+        node = recording.node(position)
         live = [i for i in node.inputs if program.values[i].live or i in cone.changed]
         own = [out for out in node.outputs if out is not None]
         if position in cone.updates:
@@ -150,7 +151,7 @@ def _measure(cone: Cone, recording: Recording, program: Program) -> None:
             cone.dying.setdefault(position, []).append(value)
     held: dict[int, float] = {}
     for position in cone.nodes:
-        node = program.nodes[position]
+        node = recording.node(position)
         values = [i for i in (*node.inputs, *node.outputs) if i is not None and i in last]
         held |= {i: recording.bytes_per_example(i) for i in values}
         scratch = 2 * sum(held[i] for i in set(values))  # copies that masks and kernels make
@@ -174,6 +175,8 @@ def work_of(program: Program, node: Node, channels: int | None = None) -> float:
     name = op_name(node.op)
     if name in ("mm", "addmm", "bmm", "baddbmm"):
         total += math.prod(made[0]) * (channels or shapes[-1][-2])
+    elif name == "scaled_dot_product_attention":
+        total += 2 * math.prod(made[0]) * shapes[1][-2]
     elif name.endswith("convolution"):
         side = shapes[0] if node.args[6] else made[0]
         kernel = shapes[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ from ..errors import TraceError
 from ..groups import Graph
 from ..trace.program import Node, Ref, fill
 from ..trace.record import input_tensors, model_tensors
+from .fused import fused_calls
 from .kernels import kernel_of
 
 Rows: TypeAlias = "slice | Tensor"  # of the examples of a batch: a run, or indices
@@ -84,12 +85,32 @@ class Recording:
         self._shared: dict[int, Tensor] | None = None
         values = graph.program.values
         self._bytes = [math.prod(v.shape) * v.dtype.itemsize / size for v in values]
+        self._fused = dict(enumerate(fused_calls(graph.program), len(self.nodes)))
         self._kernels = [kernel_of(graph.program, position) for position in range(len(self.nodes))]
+        self._kernels += [call.node.op for call in self._fused.values()]
         self._scaled = self._scaled_nodes()
 
     @property
     def nodes(self) -> list[Node]:
         return self.graph.program.nodes
+
+    def node(self, position: int) -> Node:
+        """A node of the program; past its end, a call of a fused kernel."""
+        nodes = self.nodes
+        return nodes[position] if position < len(nodes) else self._fused[position].node
+
+    def steps(self, apart: Set[int]) -> list[int]:
+        """The positions of all nodes in order, with fused calls as the one node that each is.
+
+        A call that holds one of the nodes `apart` is taken in its parts.
+        """
+        calls = {
+            part: position
+            for position, call in self._fused.items()
+            if call.parts.isdisjoint(apart)
+            for part in call.parts
+        }
+        return list(dict.fromkeys(calls.get(i, i) for i in range(len(self.nodes))))
 
     @property
     def holds(self) -> bool:
@@ -104,7 +125,7 @@ class Recording:
     def arguments(self, position: int, n: int) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """The arguments of a node in a run on n examples."""
         if position not in self._affine:
-            node = self.nodes[position]
+            node = self.node(position)
             return node.args, node.kwargs
         args, kwargs = self._affine[position]
         return [_at(arg, n) for arg in args], {key: _at(arg, n) for key, arg in kwargs.items()}
@@ -118,7 +139,7 @@ class Recording:
         instead: Callable[..., Any] | None = None,
     ) -> list[tuple[int, Tensor]]:
         """Run one node on values of n examples: its outputs, (value, tensor)."""
-        node = self.nodes[position]
+        node = self.node(position)
         noted, noted_kwargs = self.arguments(position, n)
         args = [fill(arg, env) for arg in noted]
         if intercept is not None:

@@ -118,7 +118,7 @@ def replay(
     """
     env = _Picked(recording, values, static, chunk.examples)
     for position in cone.nodes:
-        node = recording.nodes[position]
+        node = recording.node(position)
         if position in cone.updates:
             env[_first(node.outputs)] = _update(recording, cone, position, values, static, chunk)
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from types import FunctionType, MethodType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,10 +16,11 @@ from ..slices import Known
 from ..trace.record import caches, model_tensors, modules_of
 from ..trace.stand_in import adopt
 from .config import mend_config
-from .edits import Edit, edited_method
+from .edits import Edit
 from .fold import Scale
 from .replay import check_served, serve
 from .restate import install
+from .rewritten import rewritten
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,7 +34,10 @@ def apply(model: M, plan: Plan, *, inplace: bool = False) -> M:
         inplace: cut the model itself (its parameters stay the same objects) instead of a copy.
 
     Returns:
-        The smaller model; a `Replayed` one if the plan is served by replay.
+        The smaller model; a `Replayed` one if the plan is served by replay. A module in whose code
+        a number is rewritten (`plan.edits`) becomes one of a subclass, by the name of its class:
+        `isinstance` holds, `type(...) is` does not. `torch.save` of the whole model keeps it, and
+        to load that needs the source of the class, and this library.
 
     Raises:
         PlanError: the plan does not fit the model; nothing was changed.
@@ -75,7 +78,7 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
         )
     own = plan.tensors_in(modules)
     attributes = _mended(modules, plan.attributes)
-    methods = _edited(modules, plan.edits)
+    classes = _rewritten(modules, plan.edits)
     smaller = smaller_tensors(plan, own)
     if not inplace:
         # the copy shares nothing with the model, and never holds the full-size tensors
@@ -97,8 +100,8 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
         modules[path].__dict__[attribute] = value
     for path in {name.rpartition(".")[0] for name in plan.tensors}:
         modules[path].__dict__.update((name, {}) for name in caches(modules[path]))
-    for (path, method), function in methods.items():
-        modules[path].__dict__[method] = MethodType(function, modules[path])
+    for path, own_class in classes.items():
+        modules[path].__class__ = own_class
     for restated in plan.restated:
         install(modules[restated.module], restated)
     if plan.replay:
@@ -167,19 +170,19 @@ def _mended(
 
 
 # ---------------------------------------------------------------------- numbers in the code
-def _edited(modules: dict[str, nn.Module], edits: Iterable[Edit]) -> dict[tuple[str, str], Any]:
-    """(module path, method) -> its copy with these numbers in it."""
-    wanted: dict[tuple[str, str], list[Edit]] = {}
+def _rewritten(modules: dict[str, nn.Module], edits: Iterable[Edit]) -> dict[str, Any]:
+    """Module path -> the class whose methods say these numbers."""
+    wanted: dict[str, list[Edit]] = {}
     for edit in edits:
-        wanted.setdefault((edit.module, edit.method), []).append(edit)
+        wanted.setdefault(edit.module, []).append(edit)
     out = {}
-    for (path, method), own in wanted.items():
-        function = getattr(getattr(modules.get(path), method, None), "__func__", None)
-        mended = edited_method(function, own) if isinstance(function, FunctionType) else None
-        if mended is None:
+    for path, own in wanted.items():
+        found = rewritten(modules[path], own) if path in modules else None
+        if found is None:
+            first = own[0]
             raise PlanError(
-                f"the plan does not fit this model: the source of {path or 'the model'}.{method} "
-                f"does not have {own[0].text!r}"
+                f"the plan does not fit this model: the source of {path or 'the model'}."
+                f"{first.method} does not have {first.text!r}"
             )
-        out[path, method] = mended
+        out[path] = found
     return out

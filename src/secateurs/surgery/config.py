@@ -44,7 +44,8 @@ def mend_config(model: nn.Module, plan: Plan) -> None:
     if not sizes or not _is_config(config) or not callable(getattr(model, "save_pretrained", None)):
         return
     search = _Search(model, config, frozenset(plan.attributes))
-    found = None if plan.replay else search.best(_candidates(model, config, sizes))
+    other = plan.replay or plan.edits  # code that no configuration makes
+    found = None if other else search.best(_candidates(model, config, sizes))
     anew = [*search.numbers(), *_unsaved(model, plan)]
     if found is None or anew:
         more = f" and {len(anew) - 2} more" if len(anew) > 2 else ""
@@ -52,7 +53,7 @@ def mend_config(model: nn.Module, plan: Plan) -> None:
             f"a model built from it would compute {', '.join(anew[:2])}{more} anew, for other sizes"
             if anew
             else "its widths differ between layers, no field stands for them, it refuses them, or "
-            "the cut is served by replay"
+            "the cut is served by other code than that of its class"
         )
         warnings.warn(
             f"the config of {type(model).__name__} cannot say what was cut: {why}; from_pretrained "

@@ -15,16 +15,19 @@ import __future__
 import ast
 import copy
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import CellType, CodeType, FunctionType
+from types import CellType, CodeType, FunctionType, MappingProxyType
 from typing import Any, TypeAlias
 
-from ..trace.program import Call, Program
-from .source import Spot, calls, definition, located, slots, statements
+from ..trace.program import Call, Site
+from .reading import located
+from .source import Spot, calls, definition, heard, slots, statements
 
 Numbers: TypeAlias = dict[Spot, int]
 
+_KEY, _HELPERS = "__secateurs_numbers__", "__secateurs_helpers__"
+_NONE: Mapping[str, FunctionType] = MappingProxyType({})
 _VIEWS = frozenset({"reshape", "view"})
 _FEATURES = functools.reduce(
     int.__or__, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
@@ -62,69 +65,76 @@ class Edit:
         return [self.module, self.method, *self.spot, self.new, self.helper]
 
 
-def written(program: Program, call: Call, place: int, new: int) -> Edit | None:
+def written(call: Call, place: int, new: int) -> Edit | None:
     """What makes `new` of size number `place` of a call, if a number in the code says that size."""
-    return _edit(program, call, place, new, sure=True)
+    return _edit(call, place, new, sure=True)
 
 
-def left(program: Program, call: Call, place: int) -> Edit | None:
+def left(call: Call, place: int) -> Edit | None:
     """What leaves size number `place` of a view to the view, if it can find it by itself."""
     if call.name not in _VIEWS or -1 in call.integers:
         return None
-    return _edit(program, call, place, -1, sure=False)
+    return _edit(call, place, -1, sure=False)
 
 
-def _edit(program: Program, call: Call, place: int, new: int, *, sure: bool) -> Edit | None:
-    if call.owner is None or call.code is None:
+def _edit(call: Call, place: int, new: int, *, sure: bool) -> Edit | None:
+    site, spot = site_of(call), spot_of(call, place, sure=sure)
+    if site is None or spot is None:
         return None
-    at = (call.owner, call.code)
-    method, function = program.helpers.get(at, ("", program.methods.get(at)))
-    found = None if function is None else located(call, place, _changed(function))
-    if function is None or found is None or (sure and not found[1]):
+    if edited(site.function, {spot: new}) is None:
         return None
-    if edited(function, {found[0]: new}) is None:
-        return None
-    name = call.code.co_name
-    own = (method, name) if method else (name, "")
-    return Edit(call.owner, own[0], *found[0], new, own[1])
+    return Edit(site.owner, site.method, *spot, new, site.helper)
+
+
+def site_of(call: Call) -> Site | None:
+    """The function in which a call stands, if it is sure that a copy in its place would run."""
+    return call.site if call.site and all(map(heard, call.site.callers)) else None
+
+
+def spot_of(call: Call, place: int, *, sure: bool = True) -> Spot | None:
+    """Where size number `place` of a call is written, or what gives it unless it must be sure."""
+    found = None if call.site is None else located(call, place, _changed(call.site.function))
+    return None if found is None or (sure and not found[1]) else found[0]
 
 
 # ---------------------------------------------------------------------- copies of functions
-def edited_method(function: FunctionType, edits: Iterable[Edit]) -> FunctionType | None:
-    """A copy of a method in which it, and its helpers, say these numbers; None if it does not."""
-    wanted: dict[str, Numbers] = {}
-    for edit in edits:
-        wanted.setdefault(edit.helper, {})[edit.spot] = edit.new
-    own = wanted.pop("", {})
-    mended = edited(function, own) if own else function
-    helpers = {}
-    for name, numbers in wanted.items():
-        helper = function.__globals__.get(name)
-        helpers[name] = edited(helper, numbers) if isinstance(helper, FunctionType) else None
-    if mended is None or None in helpers.values():
-        return None
-    return _with_code(mended, mended.__code__, helpers)
+def edited_method(function: FunctionType, edits: Mapping[str, Numbers]) -> FunctionType | None:
+    """A copy of a method in which it ("") and its helpers say these numbers; None if one cannot."""
+    helpers: dict[str, FunctionType] = {}
+    for name in filter(None, edits):
+        helper = _seen(function, name)
+        mended = edited(helper, edits[name]) if isinstance(helper, FunctionType) else None
+        if mended is None:
+            return None
+        helpers[name] = mended
+    return edited(function, edits.get("", {}), helpers)
 
 
-def edited(function: FunctionType, numbers: Mapping[Spot, int]) -> FunctionType | None:
+def _seen(function: FunctionType, name: str) -> Any:
+    """What a function finds under a name that it does not bind."""
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    return cells[name].cell_contents if name in cells else function.__globals__.get(name)
+
+
+def edited(
+    function: FunctionType, numbers: Mapping[Spot, int], helpers: Mapping[str, FunctionType] = _NONE
+) -> FunctionType | None:
     """A copy of a function that says these numbers; None if there is no such.
 
-    The source must be what the function was compiled from, but for what was changed before.
+    The source must be what the function was compiled from, but for what was changed before. Other
+    helpers are variables of a function around it: all names of its module stay what they are there.
     """
-    before = _changed(function)
-    plain = _compiled(function.__code__, frozenset(before.items()))
+    before, held = _changed(function), function.__dict__.get(_HELPERS, frozenset())
+    plain = _compiled(function.__code__, frozenset(before.items()), held)
     if plain is None or not _alike(plain, function.__code__):
         return None
-    after = {**before, **numbers}
-    code = _compiled(function.__code__, frozenset(after.items()))
-    if code is None:
+    after, names = {**before, **numbers}, held.union(helpers)
+    code = _compiled(function.__code__, frozenset(after.items()), names)
+    if code is None or not names.issubset(code.co_freevars):
         return None
-    mended = _with_code(function, code)
-    mended.__dict__[_KEY] = after
+    mended = _with_code(function, code, helpers)
+    mended.__dict__.update({_KEY: after, _HELPERS: names})
     return mended
-
-
-_KEY = "__secateurs_numbers__"
 
 
 def _changed(function: FunctionType) -> Numbers:
@@ -133,18 +143,22 @@ def _changed(function: FunctionType) -> Numbers:
 
 
 def _with_code(
-    function: FunctionType, code: CodeType, names: Mapping[str, Any] | None = None
+    function: FunctionType, code: CodeType, helpers: Mapping[str, FunctionType]
 ) -> FunctionType:
-    """The function with other code; the names that it sees as they were, but for these."""
+    """The function with other code, and other helpers."""
     held = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    held.update((name, CellType(helper)) for name, helper in helpers.items())
     cells: tuple[CellType, ...] = tuple(held[name] for name in code.co_freevars)
-    seen = {**function.__globals__, **names} if names else function.__globals__
-    out = FunctionType(code, seen, function.__name__, function.__defaults__, cells)
+    out = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, cells)
     out.__kwdefaults__ = function.__kwdefaults__
     out.__doc__, out.__qualname__ = function.__doc__, function.__qualname__
     out.__annotations__, out.__module__ = function.__annotations__, function.__module__
     out.__dict__.update(function.__dict__)
     return out
+
+
+def _parsed(text: str) -> Any:
+    return ast.parse(text).body[0]
 
 
 def _holder(code: CodeType) -> ast.stmt | None:
@@ -153,9 +167,15 @@ def _holder(code: CodeType) -> ast.stmt | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(code: CodeType, numbers: frozenset[tuple[Spot, int]]) -> CodeType | None:
-    """A function compiled from its source, with these numbers in it; None if there is no such."""
-    holder = copy.deepcopy(_holder(code))
+def _compiled(
+    code: CodeType, numbers: frozenset[tuple[Spot, int]], around: frozenset[str]
+) -> CodeType | None:
+    """A function compiled from its source, with these numbers in it; None if there is no such.
+
+    The names `around` are variables of a function around it.
+    """
+    top = _holder(code)
+    holder = copy.deepcopy(top)
     tree = None if holder is None else definition(code, [holder])
     if holder is None or tree is None:
         return None
@@ -166,7 +186,10 @@ def _compiled(code: CodeType, numbers: frozenset[tuple[Spot, int]]) -> CodeType 
             return None
         found[slot].put(new)
     # the compiler looks at which names are imported modules
-    imports = [s for s in statements(code) if isinstance(s, _MAY_IMPORT) and s is not _holder(code)]
+    imports = [s for s in statements(code) if isinstance(s, _MAY_IMPORT) and s is not top]
+    if around:
+        inside, holder = holder, _parsed(f"def around({', '.join(sorted(around))}): pass")
+        holder.body = [inside]
     module = ast.fix_missing_locations(ast.Module([*imports, holder], []))
     flags = code.co_flags & _FEATURES
     whole = compile(module, code.co_filename, "exec", flags, dont_inherit=True)

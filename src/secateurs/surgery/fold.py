@@ -19,7 +19,7 @@ from ..trace.analyse import Analysis
 from ..trace.attention import operands
 from ..trace.program import Node, Ref, fill
 from ..trace.rules import is_linear, is_pointwise, op_name
-from ..trace.tagged import Source, TaggedFloat, TaggedInt, leaves_of
+from ..trace.tagged import Size, Source, TaggedFloat, TaggedInt, leaves_of
 
 _MOVES = frozenset(
     "view _unsafe_view reshape _reshape_alias unsqueeze squeeze flatten permute transpose t "
@@ -85,10 +85,16 @@ def computed_factors(analysis: Analysis) -> list[Computed]:
                 *(i for i in call.integers if isinstance(i, TaggedInt)),
             ]
             given = [a for a in node.args[1:2] if isinstance(a, (int, float))]
-            found = next((n for n in tagged if n in given), None)
+            found = next((n for n in tagged if n in given and _known(analysis, n.source)), None)
             if found is not None:
                 out.append(Computed(position, found, found.source, 1 if name == "mul" else -1))
     return out
+
+
+def _known(analysis: Analysis, source: Source) -> bool:
+    """Whether no size in it is of a tensor that was looked at for its shape alone."""
+    sizes = (leaf for leaf in leaves_of(source) if isinstance(leaf, Size))
+    return all(size.value in analysis.axes for size in sizes)
 
 
 class Folder:

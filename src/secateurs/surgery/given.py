@@ -8,16 +8,13 @@ function are counts, factors or dims, it is called again on shapes, to see which
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
-from torch.utils import _pytree as pytree
-
 from ..trace.analyse import Analysis
-from ..trace.program import Call, Node, Ref, can_size
+from ..trace.program import Call, Node, can_size
 from ..trace.sizes import Cut, stated_sizes, states_sizes
-from .restate import with_sizes
+from .again import Again
 
 _INDEXING = frozenset({"__getitem__", "__setitem__"})
 # Of these the one integer is how many layers there are; all sizes come from states and weights.
@@ -53,23 +50,30 @@ def given_sizes(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Iterator
         if call is None or not stated or call.name in _RECURRENT:
             continue
         if call.invocation is not None:
-            changed = [(call, old, new) for old, new in stated if old != new]
-            if changed:
-                again.setdefault(id(call), []).extend(changed)
+            again.setdefault(id(call), []).extend((call, old, new) for old, new in stated)
             continue
         places: Sequence[Sequence[int | None]] | None = None
         if call.name in _INDEXING:
             places = _bounds(analysis, node)
         if places is None:
             before = [old for old, _ in stated]
-            places = _by_position(call, before)
+            places = _by_name(call, before) or _by_position(call, before)
             places = places or _places(call.sizes, before, id(call), taken, _is_last(node, call))
         for (old, new), found in zip(stated, places, strict=True):
             if old != new and (len(found) > 1 or (call.name in _INDEXING and not found)):
                 found = [None]  # which of them it is, or whether it is any, is not sure
-            yield from (Given(call, place, old, new) for place in found)
-    for changed in again.values():
-        yield from _counts(analysis, cut, changed)
+            known = (place for place in found if place is not None or old != new)
+            yield from (Given(call, place, old, new) for place in known)
+    for stating in again.values():
+        changed = [(call, old, new) for call, old, new in stating if old != new]
+        call = stating[0][0]
+        yield from _counts(analysis, cut, changed) if changed else _as_they_are(call)
+    yield from _whole(analysis, cut)
+
+
+def _as_they_are(call: Call) -> Iterator[Given]:
+    """What a function was given, where it needs no other numbers."""
+    yield from (Given(call, place, size, size) for place, size in enumerate(call.sizes))
 
 
 # ---------------------------------------------------------------------- counts, factors and dims
@@ -80,7 +84,7 @@ def _counts(analysis: Analysis, cut: Cut, changed: list[tuple[Call, int, int]]) 
     do, none is sure.
     """
     call, first, needed = changed[0]
-    wanted, again = {(old, new) for _, old, new in changed}, _Again(analysis, call, cut)
+    wanted, again = {(old, new) for _, old, new in changed}, Again(analysis, call, cut)
     trials = [
         (place, new)
         for place, size in enumerate(call.sizes)
@@ -98,45 +102,6 @@ def _counts(analysis: Analysis, cut: Cut, changed: list[tuple[Call, int, int]]) 
         if fitting:
             break
     yield Given(call, None, first, needed)
-
-
-class _Again:
-    """Calls a function again, on shapes alone, with what the cut leaves."""
-
-    def __init__(self, analysis: Analysis, call: Call, cut: Cut):
-        self.analysis, self.cut, self.call = analysis, cut, call
-        self.known = True
-        invocation = call.invocation
-        self.function: Any = invocation.function if invocation else None
-        given = (invocation.args, invocation.kwargs) if invocation else ((), {})
-        self.args, self.kwargs = pytree.tree_map_only(Ref, self._left, given)
-        result = pytree.tree_leaves(invocation.result if invocation else None)
-        self.wanted = [self._shape(ref) for ref in result]
-
-    def _left(self, ref: Ref) -> torch.Tensor | None:
-        shape = self._shape(ref)
-        if shape is None:
-            self.known = False
-            return None
-        return torch.empty(shape, dtype=self.analysis.program.values[ref.id].dtype, device="meta")
-
-    def _shape(self, ref: Any) -> list[int] | None:
-        """What the cut leaves of a value; None if nothing is known of it."""
-        axes = self.analysis.axes.get(ref.id) if isinstance(ref, Ref) else None
-        return None if axes is None else [self.cut.size(axis) for axis in axes]
-
-    def fits(self, sizes: Mapping[int, int]) -> bool:
-        """Whether it makes what the cut needs, given these sizes, by their places."""
-        args, kwargs = with_sizes(self.args, self.kwargs, sizes)
-        try:
-            made = self.function(*args, **kwargs)
-        except Exception:  # noqa: BLE001 - whatever it is, it cannot run so
-            return False
-        leaves = pytree.tree_leaves(made)
-        return len(leaves) == len(self.wanted) and all(
-            wanted is None or list(leaf.shape) == wanted
-            for leaf, wanted in zip(leaves, self.wanted, strict=True)
-        )
 
 
 # ---------------------------------------------------------------------- bounds of slices
@@ -157,6 +122,27 @@ def _bounds(analysis: Analysis, node: Node) -> list[list[int]] | None:
             own = number is not None and call.integers[number] == stated
             out.append([sum(map(can_size, call.integers[:number]))] if own else [])
     return out
+
+
+def _whole(analysis: Analysis, cut: Cut) -> Iterator[Given]:
+    """The bounds of slices that take all there is, which PyTorch does not slice: they stay.
+
+    They hold numbers of the code to what they are; an attribute only as far as it is a size.
+    """
+    for call, value, sliced in analysis.program.whole:
+        index: Any = call.given[0][1] if call.given else None
+        items = index if isinstance(index, list) else [index]
+        shape = analysis.program.values[value].shape
+        axes = analysis.axes.get(value)
+        for i, dim in _sliced(items, len(shape)):
+            if dim in [d % len(shape) for d in sliced]:
+                continue
+            stays = axes is not None and cut.size(axes[dim]) == shape[dim]
+            for number in items[i]:
+                size = 0 if number is None else call.integers[number]
+                if can_size(size) and (type(size) is int or (stays and size == shape[dim])):
+                    place = sum(map(can_size, call.integers[:number]))
+                    yield Given(call, place, int(size), int(size))
 
 
 def _sliced(items: list[Any], dims: int) -> Iterator[tuple[int, int]]:
@@ -190,6 +176,35 @@ def _is_last(node: Node, call: Call) -> bool:
     return node.name.endswith("convolution") or call.name == "narrow"
 
 
+# Where a function is given what a node states of it: names, and positions.
+_NAMED = {
+    "narrow": (("start", 2), ("length", 3)),
+    **{f"conv{kind}{n}d": (("groups", 6),) for kind in ("", "_transpose") for n in (1, 2, 3)},
+}
+
+
+def _by_name(call: Call, stated: list[int]) -> list[list[int | None]]:
+    """Where sizes stand that are told by the names of arguments; nothing if they are not.
+
+    None where an argument is not what is stated: it is from the end, or a tensor.
+    """
+    names = _NAMED.get(call.name)
+    if names is None or call.given is None:
+        return []
+    out: list[list[int | None]] = []
+    for (name, at), size in zip(names[-len(stated) :], stated, strict=True):
+        number = _argument(call, name, at)
+        own = isinstance(number, int) and call.integers[number] == size
+        out.append([sum(map(can_size, call.integers[:number])) if own else None])
+    return out
+
+
+def _argument(call: Call, name: str, at: int) -> Any:
+    """The form of an argument."""
+    args, kwargs = call.given or ((), {})
+    return kwargs.get(name, args[at] if at < len(args) else None)
+
+
 def _by_position(call: Call, stated: list[int]) -> list[list[int]]:
     """Where the sizes of a view stand that splits one axis, or finds one size by itself.
 
@@ -198,6 +213,8 @@ def _by_position(call: Call, stated: list[int]) -> list[list[int]]:
     given, start, place = call.integers, 0, 0
     if call.name == "unflatten":
         axis, *given = given
+        if _argument(call, "dim", 1) != 0:  # by name, and after the sizes
+            return []
         start, place = axis % (len(stated) - len(given) + 1), int(can_size(axis))
     elif -1 not in given or len(given) != len(stated):
         return []

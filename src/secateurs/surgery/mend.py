@@ -8,7 +8,7 @@ code of a module is rewritten for that module alone; anything else is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,9 +19,10 @@ from ..trace.program import Call, Node
 from ..trace.sizes import Cut
 from ..trace.tagged import Attribute, Size, Source, TaggedInt, evaluate, leaves_of
 from .describe import Axes, descriptions, repeats
-from .edits import Edit, left, written
+from .edits import Edit, left, site_of, spot_of, written
 from .fold import Computed, Folder, Scale, computed_factors
 from .given import Given, given_sizes, sized_nodes
+from .known import Known, turned
 from .restate import Restated
 
 Equation: TypeAlias = tuple[Source, int, Call, int]  # what is given, what is needed, where
@@ -68,6 +69,9 @@ def mend(analysis: Analysis, cut: Cut, axes: Axes) -> Mended:
     before = analysis.program.attributes
     after = {**descriptions(analysis, axes, solved), **repeats(analysis, cut), **solved}
     changed = {a: (before[a], n) for a, n in after.items() if before[a] != n}
+    turn = turned(Known(analysis, cut, after), analysis.program.compared)
+    if turn:
+        raise MendError(turn)
     computed = computed_factors(analysis)
     scales = rescale(analysis, cut, solved, computed, Folder(analysis))
     return Mended(changed, scales, restated, edits)
@@ -85,8 +89,7 @@ def rescale(
     Raises:
         MendError: nothing can.
     """
-    known = _Known(analysis, cut)
-    known.update(solved)
+    known = Known(analysis, cut, solved)
     out = []
     for position, number, source, power in computed:
         new = evaluate(source, known)
@@ -117,35 +120,51 @@ def solve(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Solved:
             equations.append((stated.source, new, call, place))
         else:
             numbers.append((given, place))
-    after, views = _solve(equations, _Known(analysis, cut), restated)
-    return Solved(after, list(restated.values()), [*_numbers(analysis, numbers), *views])
+    after, views = _solve(equations, Known(analysis, cut), restated)
+    return Solved(after, list(restated.values()), [*_numbers(numbers), *views])
 
 
-def _numbers(analysis: Analysis, numbers: Iterable[tuple[Given, int]]) -> list[Edit]:
+def _numbers(numbers: Sequence[tuple[Given, int]]) -> list[Edit]:
     """Numbers in the code that become others.
 
     Raises:
         MendError: one is not written there, or is needed as it is in another run of the same code.
     """
+    changed = {_instruction(given.call) for given, _ in numbers if given.old != given.new}
     needed: dict[Any, int] = {}
     out: dict[Any, Edit] = {}
     for (call, _, old, new), place in numbers:
-        at = (call.owner, call.code, call.at, place)
+        site = site_of(call)
+        if _instruction(call) not in changed or (site is None and old == new):
+            continue
+        spot = spot_of(call, place, sure=old != new)
+        if site is None or spot is None:
+            raise _unwritten(call, old, new)
+        at = (site.key, spot)
         if needed.setdefault(at, new) != new:
             raise MendError(
                 f"{call.place} is given {old} where the cut needs {needed[at]} in one run and "
                 f"{new} in another; use two attributes instead of the number"
             )
         if old != new and at not in out:
-            edit = written(analysis.program, call, place, new)
+            edit = written(call, place, new)
             if edit is None:
-                raise MendError(
-                    f"{call.place} is given the size {old}, which the cut would make {new}, and "
-                    "where that number comes from cannot be found in this very call; write it "
-                    "there, or take it from x.shape or a module attribute"
-                )
+                raise _unwritten(call, old, new)
             out[at] = edit
     return list(dict.fromkeys(out.values()))
+
+
+def _unwritten(call: Call, old: int, new: int) -> MendError:
+    what = "beside one that the cut changes" if old == new else f"which the cut would make {new}"
+    return MendError(
+        f"{call.place} is given the size {old}, {what}, and where that number comes from cannot be "
+        "found in this very call; write it there, or take it from x.shape or a module attribute"
+    )
+
+
+def _instruction(call: Call) -> tuple[Any, ...]:
+    """What is the same for all runs of one call in the code of a module."""
+    return call.owner, call.code, call.at
 
 
 def demands(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> dict[Attribute, int]:
@@ -160,23 +179,8 @@ def demands(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> dict[Attribu
     }
 
 
-class _Known(dict[Any, int]):
-    """What every source leaf is after the cut: sizes by themselves, attributes as solved."""
-
-    def __init__(self, analysis: Analysis, cut: Cut):
-        super().__init__()
-        self.analysis, self.cut = analysis, cut
-
-    def __missing__(self, key: Attribute | Size) -> int:
-        if isinstance(key, Attribute):
-            return self.analysis.program.attributes[key]
-        axes = self.analysis.axes.get(key.value)
-        old = self.analysis.program.values[key.value].shape[key.dim]
-        return old if axes is None else self.cut.size(axes[key.dim])
-
-
 def _solve(
-    equations: list[Equation], known: _Known, restated: Restatements
+    equations: list[Equation], known: Known, restated: Restatements
 ) -> tuple[dict[Attribute, int], list[Edit]]:
     """The attributes' new values that satisfy every equation but those to be stated anew."""
     views: dict[int, Edit] = {}
@@ -196,24 +200,28 @@ def _solve(
                     known[attribute] = found
                     break
         else:
-            view = left(known.analysis.program, call, place)
+            view = left(call, place)
             if view is not None and views.setdefault(id(call), view) == view:
                 continue
             given = evaluate(source, known)
             if not _fixed(known.analysis, source):
                 raise _disagree(call, given, value)
-            _restate(restated, call, place, given, value)
+            _restate(restated, known, call, place, given, value)
     return dict(known), list(dict.fromkeys(views.values()))
 
 
-def _restate(restated: Restatements, call: Call, place: int, given: int, value: int) -> None:
+def _restate(
+    restated: Restatements, known: Known, call: Call, place: int, given: int, value: int
+) -> None:
     """Have a call given another size.
 
     Raises:
         MendError: it needs two.
     """
-    new = Restated(call.module, call.name, call.ordinal, place, value)
-    if restated.setdefault(new.key, new) != new:
+    earlier = (a for a in known.analysis.program.attributes if a[:2] == (call.module, "stated"))
+    number = sum(1 for _ in earlier) + sum(r.module == call.module for r in restated.values())
+    new = Restated(call.module, call.name, call.ordinal, place, value, number)
+    if restated.setdefault(new.key, new).new != value:
         raise _disagree(call, given, value)
 
 
@@ -236,7 +244,7 @@ def _fixed(analysis: Analysis, source: Source) -> bool:
     return analysis.weighted.issuperset(axes)
 
 
-def _invert(source: Source, value: int, attribute: Attribute, known: _Known) -> int | None:
+def _invert(source: Source, value: int, attribute: Attribute, known: Known) -> int | None:
     """The smaller number that the attribute must be for the source to give this value."""
     for trial in range(1, known[attribute]):
         known[attribute] = trial

@@ -26,7 +26,8 @@ from ..trace.record import function_name
 class Restated:
     """In a run of `module`, size `place` of call `ordinal` of `function` is `new`.
 
-    Calls are counted from 1, those of the module's children with them.
+    Calls are counted from 1, those of the module's children with them. It is item `number` of what
+    the module states, which may have been restated in a cut before.
     """
 
     module: str
@@ -34,13 +35,14 @@ class Restated:
     ordinal: int
     place: int
     new: int
+    number: int = 0
 
     @property
     def key(self) -> tuple[str, str, int, int]:
         return self.module, self.function, self.ordinal, self.place
 
     def to_list(self) -> list[Any]:
-        return [self.module, self.function, self.ordinal, self.place, self.new]
+        return [self.module, self.function, self.ordinal, self.place, self.new, self.number]
 
 
 def install(module: nn.Module, restated: Restated) -> None:

@@ -1,8 +1,7 @@
-"""Where in the source of a function a call stands, and which of its arguments gave which integer.
+"""Where in the source of a function a call stands, and what can be replaced in it.
 
 Python keeps for every instruction the part of the source that it was compiled from (only the line,
-before 3.11), so the call that ran is found, not one like it. What stands there is then read against
-what the call was given. An answer is sure, or there is none.
+before 3.11), so the call that ran is found, not one like it.
 """
 
 from __future__ import annotations
@@ -10,19 +9,16 @@ from __future__ import annotations
 import ast
 import functools
 import linecache
-import operator
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from types import CodeType
 from typing import Any, NamedTuple, TypeAlias
 
-from ..trace.program import Call, can_size
+from ..trace.program import Call, Caller
 
 Spot: TypeAlias = tuple[str, int, int]  # a call's text, which of those that read so, and its slot
-Changed: TypeAlias = Mapping[Spot, int]
 Written: TypeAlias = ast.Call | ast.Subscript
 
-_FOLDED = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 _INDEXING = frozenset({"__getitem__", "__setitem__"})
 
 
@@ -73,155 +69,6 @@ def _spread(holder: Any, key: Any) -> Iterator[Slot]:
         yield slot
 
 
-# ---------------------------------------------------------------------- which argument it was
-def located(call: Call, place: int, changed: Changed) -> tuple[Spot, bool] | None:
-    """The slot that gave size number `place` of a call, and whether a number is written there.
-
-    Args:
-        call: one that ran.
-        place: of one of its `sizes`.
-        changed: what the code says otherwise than its source.
-    """
-    if call.code is None or call.given is None:
-        return None
-    tree = definition(call.code, statements(call.code))
-    if tree is None:
-        return None
-    index = [i for i, n in enumerate(call.integers) if can_size(n)][place]
-    found = []
-    for text, number, node in _called(tree, call):
-        own = {slot: new for (t, n, slot), new in changed.items() if (t, n) == (text, number)}
-        readings = _readings(_Reader(tree, node, own, call.integers), node, call)
-        if readings:
-            found.append((text, number, {reading.get(index) for reading in readings}))
-    if len(found) != 1:
-        return None
-    text, number, agreed = found[0]
-    slot, sure = next(iter(agreed)) or (None, False)
-    return None if slot is None or len(agreed) > 1 else ((text, number, slot), sure)
-
-
-Reading: TypeAlias = dict[int, tuple[int, bool]]  # integer -> its slot, and if it is written there
-
-
-def _readings(reader: _Reader, node: Written, call: Call) -> list[Reading]:
-    """All ways to read what is written as what was given."""
-    args, kwargs = call.given or ((), {})
-    if isinstance(node, ast.Subscript):
-        made = [reader.read([node.slice], list(args[1:2]))]
-        return [reading for reading in made if reading is not None]
-    out = []
-    for receiver in (
-        (0, 1) if isinstance(node.func, ast.Attribute) and args[:1] == ("other",) else (0,)
-    ):
-        given = list(args[receiver:])
-        if not any(isinstance(arg, ast.Starred) for arg in node.args):
-            beyond = given[len(node.args) :]
-            if any(isinstance(item, (int, list, tuple)) for item in beyond):
-                continue
-            given = (given + [None] * len(node.args))[: len(node.args)]
-        named = [kwargs.get(keyword.arg or "") for keyword in node.keywords]
-        values = [keyword.value for keyword in node.keywords]
-        positional = reader.read(node.args, given)
-        by_name = reader.read(values, named)
-        if positional is not None and by_name is not None:
-            out.append({**positional, **by_name})
-    return out
-
-
-class _Reader:
-    """Reads the arguments of a call, as they are written, against those that were given."""
-
-    def __init__(
-        self, tree: ast.FunctionDef, node: Written, changed: Mapping[int, int], integers: list[int]
-    ):
-        self.tree, self.changed, self.integers = tree, changed, integers
-        self.numbers = {id(slot.text): n for n, slot in enumerate(slots(node))}
-
-    def read(self, written: list[ast.expr], given: list[Any]) -> Reading | None:
-        """Which slot gave each integer; None if this cannot be what was given."""
-        out: Reading = {}
-        stars = [n for n, item in enumerate(written) if isinstance(item, ast.Starred)]
-        if stars:
-            after = len(written) - stars[-1] - 1
-            if len(given) < stars[0] + after:
-                return None
-            written = written[: stars[0]] + written[len(written) - after :]
-            given = given[: stars[0]] + given[len(given) - after :]
-        if len(written) != len(given):
-            return None
-        for item, own in zip(written, given, strict=True):
-            found = self._item(item, own)
-            if found is None:
-                return None
-            out |= found
-        return out
-
-    def _item(self, item: ast.expr, given: Any) -> Reading | None:
-        if isinstance(item, (ast.Tuple, ast.List)):
-            return self.read(item.elts, given) if isinstance(given, list) else None
-        if isinstance(item, ast.Slice):
-            if not isinstance(given, tuple):
-                return None
-            bounds = list(zip((item.lower, item.upper, item.step), given, strict=True))
-            if any(own is not None for bound, own in bounds if bound is None):
-                return None
-            stated = [(bound, own) for bound, own in bounds if bound is not None]
-            return self.read([bound for bound, _ in stated], [own for _, own in stated])
-        slot = self.numbers[id(item)]
-        number = self.changed.get(slot, constant(item, self.tree))
-        if number is None:
-            return {given: (slot, False)} if isinstance(given, int) else {}
-        if not isinstance(given, int):
-            return None
-        own = self.integers[given]
-        return {given: (slot, True)} if type(own) is int and own == number else None
-
-
-def constant(written: ast.expr, tree: ast.FunctionDef | None) -> int | None:
-    """The whole number that is written here, or in the one assignment to a name of the function."""
-    if isinstance(written, ast.Constant):
-        return written.value if type(written.value) is int else None
-    if isinstance(written, ast.UnaryOp) and isinstance(written.op, ast.USub):
-        number = constant(written.operand, tree)
-        return None if number is None else -number
-    if isinstance(written, ast.BinOp) and type(written.op) in _FOLDED:
-        left, right = constant(written.left, tree), constant(written.right, tree)
-        fold: Any = _FOLDED[type(written.op)]
-        return None if left is None or right is None else int(fold(left, right))
-    if isinstance(written, ast.Name) and tree is not None:
-        assigned = _assigned(written.id, tree)
-        return None if assigned is None else constant(assigned, None)
-    return None
-
-
-def _assigned(name: str, tree: ast.FunctionDef) -> ast.expr | None:
-    """What a local name is, if it is assigned once and bound in no other way."""
-    values = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            target, value = node.targets[0], node.value
-            pairs = [(target, value)]
-            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-                pairs = list(zip(target.elts, value.elts, strict=False))
-            values += [v for t, v in pairs if isinstance(t, ast.Name) and t.id == name]
-    return values[0] if len(values) == 1 == _bindings(name, tree) else None
-
-
-def _bindings(name: str, tree: ast.FunctionDef) -> int:
-    """How often a function binds a name, in whatever way; declarations of its scope count too."""
-    count = 0
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            count += node.id == name and not isinstance(node.ctx, ast.Load)
-        elif isinstance(node, (ast.Global, ast.Nonlocal)):
-            count += name in node.names
-        elif not isinstance(node, (ast.keyword, ast.Attribute)):
-            bound = (getattr(node, field, None) for field in ("name", "asname", "arg", "rest"))
-            count += name in bound
-    return count
-
-
 # ---------------------------------------------------------------------- the source of a function
 def calls(tree: ast.FunctionDef) -> Iterator[tuple[str, int, Written]]:
     """Every call and every indexing in a function: its text, and which of those that read so."""
@@ -233,20 +80,46 @@ def calls(tree: ast.FunctionDef) -> Iterator[tuple[str, int, Written]]:
         yield text, met[text], node
 
 
-def _called(tree: ast.FunctionDef, call: Call) -> list[tuple[str, int, Written]]:
+def called(tree: ast.FunctionDef, call: Call) -> list[tuple[str, int, Written]]:
     """What a call may be in the source: one, or several where only its line is known."""
     if call.code is None:
         return []
     named = [known for known in _known_calls(tree) if _is_called(known[2], call.name)]
-    if sys.version_info >= (3, 11):
-        place = list(call.code.co_positions())[call.at // 2]
-        return [
-            known
-            for known in named
-            if (n := known[2]) and (n.lineno, n.end_lineno, n.col_offset, n.end_col_offset) == place
-        ]
-    else:
-        return [k for k in named if k[2].lineno <= call.line <= (k[2].end_lineno or k[2].lineno)]
+    return [known for known in named if _stands(known[2], call.code, call.line, call.at)]
+
+
+@functools.lru_cache(maxsize=1024)
+def heard(caller: Caller) -> bool:
+    """Whether a call is surely written as one of the texts that it must be written as."""
+    met = [n for n in _all_calls(statements(caller.code))
+           if _stands(n, caller.code, caller.line, caller.at)]  # fmt: skip
+    return len(met) == 1 and ast.unparse(met[0].func) in caller.texts
+
+
+def _stands(node: Written, code: CodeType, line: int, at: int) -> bool:
+    """Whether an instruction can be compiled from this; before Python 3.11 its line alone tells."""
+    if sys.version_info < (3, 11):
+        return node.lineno <= line <= (node.end_lineno or node.lineno)
+    first, last, start, end = _positions(code)[at // 2]
+    if (node.lineno, node.end_lineno, node.col_offset, node.end_col_offset) == (
+        first, last, start, end,
+    ):  # fmt: skip
+        return True
+    name = node.func if isinstance(node, ast.Call) else None
+    if not isinstance(name, ast.Attribute) or name.end_col_offset is None:
+        return False
+    begin = name.end_col_offset - len(name.attr)  # of a chain over lines, at the name it begins
+    return (name.end_lineno, begin, node.end_lineno) == (first, start, last)
+
+
+@functools.lru_cache(maxsize=256)
+def _positions(code: CodeType) -> tuple[Any, ...]:
+    return tuple(code.co_positions()) if sys.version_info >= (3, 11) else ()
+
+
+@functools.lru_cache(maxsize=256)
+def _all_calls(tops: tuple[ast.stmt, ...]) -> list[ast.Call]:
+    return [n for top in tops for n in ast.walk(top) if isinstance(n, ast.Call)]
 
 
 def _is_called(node: Written, name: str) -> bool:
@@ -263,14 +136,14 @@ def _known_calls(tree: ast.FunctionDef) -> list[tuple[str, int, Written]]:
 
 
 @functools.lru_cache(maxsize=256)
-def _parsed(filename: str, lines: tuple[str, ...]) -> list[ast.stmt]:
+def _parsed(filename: str, lines: tuple[str, ...]) -> tuple[ast.stmt, ...]:
     try:
-        return ast.parse("".join(lines)).body
+        return tuple(ast.parse("".join(lines)).body)
     except SyntaxError:
-        return []
+        return ()
 
 
-def statements(code: CodeType) -> list[ast.stmt]:
+def statements(code: CodeType) -> tuple[ast.stmt, ...]:
     """The statements of the file that a piece of code comes from; none if it is not at hand."""
     return _parsed(code.co_filename, tuple(linecache.getlines(code.co_filename)))
 
@@ -284,3 +157,9 @@ def definition(code: CodeType, among: Iterable[ast.stmt]) -> ast.FunctionDef | N
                 if first == code.co_firstlineno:
                     return node
     return None
+
+
+@functools.lru_cache(maxsize=256)
+def defined(code: CodeType, among: tuple[ast.stmt, ...]) -> ast.FunctionDef | None:
+    """The same, of what was looked up before too."""
+    return definition(code, among)

@@ -289,7 +289,7 @@ class Analysis:
         """An axis whose indices are each repeated: the copies of one index may go one by one."""
         parts = leaves(axis) if len(axis) > 1 and self.repeated else []
         for i, (source, repeat) in enumerate(pairwise(parts)):
-            if source.frozen is None and repeat.virgin and repeat in self.repeated:
+            if source.frozen is None and repeat.virgin and repeat.repeats is not None:
                 copies = self.labels.copies(source, repeat)
                 return (*parts[:i], copies, *parts[i + 2 :])
         return axis

@@ -23,7 +23,7 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 class Factor:
     """A run of indices along (a part of) an axis, with one label each once they are asked for."""
 
-    __slots__ = ("alias", "batch", "copies", "frozen", "labels", "parts", "size")
+    __slots__ = ("alias", "batch", "copies", "frozen", "labels", "parts", "repeats", "size")
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class Factor:
         self.labels = labels
         self.batch = batch
         self.copies: Copies | None = None
+        self.repeats: list[Copies] | None = None  # what was made along it, if it only repeats
 
     @property
     def virgin(self) -> bool:
@@ -55,12 +56,13 @@ class Copies(NamedTuple):
 
     Copies of one index are alike, so any of them may go, as long as equally many of each stay.
     Label (i, r) goes when index i of `source` goes or label (i, r) of `own` does. `repeat` is the
-    axis of the repetition, for whoever looks at it by itself.
+    axis of the repetition, which loses as many indices as there are copies of any one index less;
+    once it is told which of them go, by its labels, all lose the same copies.
     """
 
     source: Factor
-    repeat: Factor
     own: Factor
+    repeat: Factor
 
 
 def find(factor: Factor) -> Factor:
@@ -90,6 +92,14 @@ def axis_size(axis: Iterable[Factor]) -> int:
 def fresh_axis(size: int) -> Axis:
     """An axis of which nothing is known yet."""
     return () if size == 1 else (Factor(size),)
+
+
+def repeated_axis(size: int) -> Axis:
+    """An axis along which one index is repeated."""
+    axis = fresh_axis(size)
+    for factor in axis:
+        factor.repeats = []
+    return axis
 
 
 def frozen_axis(size: int, reason: str, *, batch: bool = False) -> Axis:
@@ -124,6 +134,9 @@ class Labels:
                 return np.zeros(factor.size, dtype=np.int64)
             factor.labels = self.fresh(factor.size)
             self.vectors.append(factor)
+            for copies in factor.repeats or ():
+                rows = axis_size((copies.source,))
+                self.edge(self.of(find(copies.own)), np.tile(factor.labels, rows))
         return factor.labels
 
     def vector(self, labels: Ints) -> Factor:
@@ -163,6 +176,7 @@ class Labels:
         """Split a leaf factor into (outer, inner); its old labels become products."""
         if factor.copies is not None and factor.copies.repeat.size == inner:
             return self._split_copies(factor, factor.copies)
+        self._label_repeats(factor)
         outer = factor.size // inner
         a = Factor(outer, frozen=factor.frozen, batch=factor.batch)
         b = Factor(inner, frozen=factor.frozen)
@@ -180,10 +194,17 @@ class Labels:
 
     def _split_copies(self, factor: Factor, copies: Copies) -> tuple[Factor, Factor]:
         """Split copies into their source and the repetition, which then goes as one."""
-        source, repeat, own = copies
-        self.edge(self.of(own), np.tile(self.flat((repeat,)), axis_size((source,))))
+        source, _, repeat = copies
+        for part in leaves((repeat,)):
+            self.of(part)
         factor.parts = (source, repeat)
         return factor.parts
+
+    def _label_repeats(self, factor: Factor) -> None:
+        """Tell which indices go of a repetition that is no longer only one."""
+        if factor.repeats:
+            self.of(factor)
+        factor.repeats = None
 
     def copies(self, source: Factor, repeat: Factor) -> Factor:
         """The factor that holds every index of `source` once for each index of `repeat`."""
@@ -193,13 +214,24 @@ class Labels:
         self.products.append((labels, np.repeat(self.of(source), repeat.size), self.of(own)))
         self.balance(self.of(own), source.size, "copies of one index")
         factor = self.vector(labels)
-        factor.copies = repeat.copies = Copies(source, repeat, own)
+        factor.copies = Copies(source, own, repeat)
+        self._repeat(repeat, [factor.copies])
         return factor
+
+    def _repeat(self, repeat: Factor, more: list[Copies]) -> None:
+        """These copies too are made along a repetition: as many of them go as of the others."""
+        made = repeat.repeats or []
+        for one, other in zip(made[:1], more, strict=False):
+            if find(one.own) is not find(other.own):
+                own = np.concatenate([self.of(find(one.own)), self.of(find(other.own))])
+                self.balance(own, len(own) // repeat.size, "copies of one index")
+        repeat.repeats = [*made, *more]
 
     def freeze(self, axis: Axis, reason: str) -> None:
         """No index of this axis may go."""
         for factor in leaves(axis):
             if factor.frozen is None:
+                self._label_repeats(factor)
                 if factor.labels is not None:
                     self.frozen.append((factor.labels, reason))
                     factor.labels = None
@@ -235,6 +267,12 @@ class Labels:
     def _unite_leaves(self, a: Factor, b: Factor) -> None:
         if a is b:
             return
+        if a.repeats is not None and b.repeats is not None and a.virgin and b.virgin:
+            b.alias = a
+            self._repeat(a, b.repeats)
+            return
+        self._label_repeats(a)
+        self._label_repeats(b)
         if a.frozen is not None and b.frozen is not None:
             a.batch = b.batch = a.batch or b.batch
         elif b.virgin:

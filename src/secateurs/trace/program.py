@@ -6,14 +6,14 @@ import enum
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import CodeType, FunctionType
-from typing import Any, TypeAlias
+from types import CodeType
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
-from .tagged import Attribute, TaggedFloat
+from .tagged import Attribute, Comparison, TaggedFloat
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,33 @@ class Invocation:
     result: Any
 
 
+class Caller(NamedTuple):
+    """A call in the model's code that must be written as one of these texts, such as 'self.mix'."""
+
+    code: CodeType
+    line: int
+    at: int
+    texts: frozenset[str]
+
+
+class Site(NamedTuple):
+    """The function in which a call stands, and how the model's code comes to it.
+
+    It is a method of the module `owner`, or a plain function `helper` that this method calls by its
+    name. Who replaces them there is sure to be heard if all `callers` are written so.
+    """
+
+    owner: str
+    method: str
+    helper: str
+    function: Any  # a FunctionType, which a type checker would take for a method here
+    callers: tuple[Caller, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.owner, self.method, self.helper
+
+
 @dataclass(slots=True)
 class Call:
     """One torch function that the model called; its integers, and where in whose code.
@@ -66,7 +93,8 @@ class Call:
     `invocation` is kept of functions whose integers are counts, factors or dimensions rather than
     sizes and bounds. `given` is the form of its arguments, by position and by name: for an integer
     its number among `integers`, a list for a sequence, a tuple for a slice, None and an ellipsis as
-    they are, 'other' for all else.
+    they are, 'other' for all else. `owner` is the module whose method it stands in, or called the
+    function that it stands in; `site` is there where both can be replaced.
     """
 
     name: str
@@ -78,6 +106,7 @@ class Call:
     line: int = 0
     at: int = 0
     owner: str | None = None
+    site: Site | None = None
     invocation: Invocation | None = None
     given: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
@@ -144,15 +173,15 @@ class Program:
     `keywords` names the inputs where they were given by name.
     `tensors` maps a parameter's, buffer's or tensor attribute's path to its value; `constants`
     holds tensors met on the way that belong to neither. `attributes` are the integer attributes of
-    the modules and `floats` their floats, `methods` holds the method of a module that a piece of
-    code is, `helpers` the method that called it by its name and the function that it is, and
-    `parameters` gives the shape of every parameter of the model, used or not. `training` is a run
-    in training mode, where eval mode leaves parameters unused. `looks` says that the code looked at
-    a value that depends on the inputs, so that other inputs may take another way; `on_shapes` that
-    it ran on shapes alone. `written` holds the floats of unknown origin that a piece of code gave
-    to torch functions, and at which instructions. `states` holds pairs of values, the state that a
-    cell was given and the one that it made: its kernel wants one size. `apart` holds pairs of
-    values whose last sizes a kernel tells apart.
+    the modules and `floats` their floats, and `parameters` gives the shape of every parameter of
+    the model, used or not. `training` is a run in training mode, where eval mode leaves parameters
+    unused. `looks` says that the code looked at a value that depends on the inputs, so that other
+    inputs may take another way; `on_shapes` that it ran on shapes alone. `written` holds the floats
+    of unknown origin that a piece of code gave to torch functions, and at which instructions.
+    `states` holds pairs of values, the state that a cell was given and the one that it made: its
+    kernel wants one size. `apart` holds pairs of values whose last sizes a kernel tells apart.
+    `whole` holds indexing expressions by whose bounds PyTorch did not slice, with the value, and
+    the dimensions along which it did. `compared` holds the comparisons of sizes and attributes.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -164,8 +193,8 @@ class Program:
     outputs: Any = None
     attributes: dict[Attribute, int] = field(default_factory=dict)
     floats: dict[Attribute, float] = field(default_factory=dict)
-    methods: dict[tuple[str, CodeType], FunctionType] = field(default_factory=dict)
-    helpers: dict[tuple[str, CodeType], tuple[str, FunctionType]] = field(default_factory=dict)
+    whole: list[tuple[Call, int, list[int]]] = field(default_factory=list)
+    compared: list[Comparison] = field(default_factory=list)
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     training: Run = field(default_factory=Run)
     looks: bool = False

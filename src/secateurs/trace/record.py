@@ -12,7 +12,6 @@ import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import CodeType, FrameType, FunctionType
 from typing import Any, TypeAlias
 
 import torch
@@ -25,11 +24,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
+from .callers import Sites
 from .program import Call, Invocation, Node, Program, Ref, Run, Value
 from .shadow import META, Shadow, storage
 from .stand_in import standing_in
 from .structures import open_dataclasses
-from .tagged import Attribute, Size, TaggedFloat, TaggedInt, tagged_roots
+from .tagged import Attribute, Size, TaggedFloat, TaggedInt, noting_comparisons, tagged_roots
 
 aten = torch.ops.aten
 
@@ -157,21 +157,26 @@ class _Dispatch(TorchDispatchMode):
         if func is aten.empty.memory_format and 0 in args[0]:
             return func(*args, **kwargs)  # a placeholder: nothing is ever in it
         if not self.recorder.supported(func):
-            decomposed = self._decompose(func, args, kwargs)
+            decomposed = decompose(self, func, args, kwargs)
             if decomposed is not NotImplemented:
                 return decomposed
         return self.recorder.run(func, args, kwargs)
 
-    def _decompose(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if func in decomposition_table:
-            with self:
-                return decomposition_table[func](*args, **kwargs)
-        if torch._C._dispatch_has_kernel_for_dispatch_key(
-            func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
-        ):
-            with self:
-                return func.decompose(*args, **kwargs)
-        return NotImplemented
+
+def decompose(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> Any:
+    """An operation as those that it consists of, each under the mode.
+
+    NotImplemented if it consists of no others.
+    """
+    if func in decomposition_table:
+        with mode:
+            return decomposition_table[func](*args, **kwargs)
+    if torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
+    ):
+        with mode:
+            return func.decompose(*args, **kwargs)
+    return NotImplemented
 
 
 class _Functions(TorchFunctionMode):
@@ -218,6 +223,7 @@ _STATES_SIZES = frozenset(
     "conv_transpose1d conv_transpose2d conv_transpose3d histc multi_head_attention_forward".split()
 )
 _MAY_STATE_SIZES = frozenset({"tensor_split", "hsplit", "vsplit", "dsplit"})
+_INDEXING = frozenset({"__getitem__", "__setitem__"})
 _CELLS = frozenset({"rnn_tanh_cell", "rnn_relu_cell"})  # others combine the two states
 _LAYERS = frozenset({"rnn_tanh", "rnn_relu", "gru", "lstm"})
 
@@ -225,6 +231,7 @@ _UNBIND, _STACK = torch.ops.aten.unbind.int, torch.ops.aten.stack.default
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _ATTEND: Any = torch.nn.functional.scaled_dot_product_attention
 _BETWEEN = frozenset({__file__, torch.overrides.__file__})  # of the code and a note of its call
+_MODE = "__torch_function__"
 _TORCH = os.path.join(torch.__path__[0], "")
 
 
@@ -246,6 +253,8 @@ class Recorder:
         self._inplace: list[tuple[int, int]] = []
         self.names: dict[int, str] = {}
         self.attributes = {path: (m, own_attributes(m)) for path, m in self.modules.items()}
+        own = {path: dict(attributes) for path, (_, attributes) in self.attributes.items()}
+        self.sites = Sites(self.paths, own)
         for name, tensor in tensors_of(self.attributes).items():
             first = self.names.setdefault(id(tensor), name)
             if isinstance(tensor, nn.Parameter):
@@ -401,23 +410,25 @@ class Recorder:
             )
             frame = inspect.currentframe()
             while frame is not None and (
-                frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(_TORCH)
+                frame.f_code.co_filename == __file__
+                or frame.f_code.co_filename.startswith(_TORCH)
+                or frame.f_code.co_name == _MODE  # another one's, which hands the call on
             ):
                 frame = frame.f_back
             if frame is not None:
                 call.code, call.line, call.at = frame.f_code, frame.f_lineno, frame.f_lasti
-                call.owner, method = self._method(frame)
-                if call.owner is None and frame.f_back is not None:
-                    call.owner = self._helped(frame.f_code, frame.f_back)
-                elif call.owner is not None and method is not None:
-                    self.program.methods[call.owner, frame.f_code] = method
+                call.owner, call.site = self.sites.find(frame)
         return call
 
     def _written(self, func: Any, plain: Iterable[float]) -> None:
         """Note floats of unknown origin that the code gave to a torch function, and where."""
         frame = inspect.currentframe()
         own = getattr(func, "__code__", None)
-        while frame is not None and (frame.f_code.co_filename in _BETWEEN or frame.f_code is own):
+        while frame is not None and (
+            frame.f_code.co_filename in _BETWEEN
+            or frame.f_code is own
+            or frame.f_code.co_name == _MODE
+        ):
             frame = frame.f_back
         if frame is not None:
             for number in plain:
@@ -455,31 +466,20 @@ class Recorder:
             for other in cell:  # it takes a projection to be there where these two differ
                 if self.program.values[hidden.id].shape != self.program.values[other.id].shape:
                     self.program.apart.append((hidden.id, other.id))
+        if name in _INDEXING and self.call is not None and args[0].id >= 0:
+            self._indexed(self.call, args[0].id)
         if self.call is not None and not _states_sizes(name, args, kwargs):
             self.call.invocation = Invocation(func, args, kwargs, self.known(result))
 
-    def _method(self, frame: FrameType) -> tuple[str | None, FunctionType | None]:
-        """Whose code runs in a frame: a module's path, and its method if it is one."""
-        code = frame.f_code
-        first = code.co_varnames[:1]
-        owner = frame.f_locals.get(first[0]) if first else None
-        path = self.paths.get(id(owner)) if owner is not None else None
-        if path is None:
-            return None, None
-        bound = getattr(getattr(owner, code.co_name, None), "__func__", None)
-        known = isinstance(bound, FunctionType) and bound.__code__ is code
-        return path, bound if known else None  # it may be a function in an attribute
-
-    def _helped(self, code: CodeType, caller: FrameType) -> str | None:
-        """The path of the module whose method called this plain function by its name."""
-        helper = caller.f_globals.get(code.co_name)
-        if not isinstance(helper, FunctionType) or helper.__code__ is not code:
-            return None
-        path, method = self._method(caller)
-        if path is None or method is None or code.co_name not in caller.f_code.co_names:
-            return None
-        self.program.helpers[path, code] = (caller.f_code.co_name, helper)
-        return path
+    def _indexed(self, call: Call, value: int) -> None:
+        """Take note of an indexing expression that states more bounds than PyTorch sliced by."""
+        index = call.given[0][1] if call.given else None
+        bounds = [i for i in (index if isinstance(index, list) else [index])
+                  if isinstance(i, tuple) and any(n is not None for n in i)]  # fmt: skip
+        own = itertools.takewhile(lambda node: node.call is call, reversed(self.program.nodes))
+        sliced = [node.args[1] for node in own if node.op is aten.slice.Tensor]
+        if len(sliced) < len(bounds):
+            self.program.whole.append((call, value, sliced))
 
     def tag_shape(self, tensor: torch.Tensor, shape: torch.Size) -> torch.Size:
         if isinstance(tensor, FakeTensor):
@@ -605,8 +605,14 @@ def _followed(forward: Callable[..., Any], path: str, recorder: Recorder) -> Cal
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode while open; every module's own mode and every buffer's content afterwards."""
+    """Eval mode while open; every module's own mode and every buffer's content afterwards.
+
+    So are the lists that recurrent layers hold their weights in too, which `functional_call` leaves
+    with what it was given.
+    """
     buffers = [(b, b._version, b.clone()) for b in model.buffers()]
+    layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
+    held = [(m, list(m._flat_weights), list(m._flat_weight_refs)) for m in layers]
     try:
         with _mode(model.modules(), training=False):
             yield
@@ -614,6 +620,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for buffer, version, before in buffers:
             if buffer._version != version:
                 buffer.data.copy_(before)
+        for layer, weights, references in held:
+            layer._flat_weights, layer._flat_weight_refs = weights, references
 
 
 @contextlib.contextmanager
@@ -732,6 +740,7 @@ def _run(model: nn.Module, recorder: Recorder, call: Any) -> None:
         _uncompiled(),
         _plain_kernels(),
         tagged_roots(),
+        noting_comparisons(program.compared),
         _observed(recorder),
         _Dispatch(recorder),
         _Functions(recorder),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from .labels import Axis, axis_size, fresh_axis, frozen_axis, leaves
+from .labels import Axis, axis_size, fresh_axis, frozen_axis, leaves, repeated_axis
 from .program import Node, Ref
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _expand(analysis: Analysis, node: Node) -> list[Axes]:
     axes, shape = analysis.arg_axes(node), analysis.shape(node)
     old = (1,) * (len(shape) - len(axes)) + analysis.program.values[node.inputs[0]].shape
     axes = [()] * (len(shape) - len(axes)) + axes
-    out = [a if o == n else fresh_axis(n) for a, o, n in zip(axes, old, shape, strict=True)]
+    out = [a if o == n else repeated_axis(n) for a, o, n in zip(axes, old, shape, strict=True)]
     analysis.repeated += [f for a, o, n in zip(out, old, shape, strict=True) if o != n for f in a]
     return [out]
 
@@ -274,6 +274,8 @@ def _probe(analysis: Analysis, node: Node) -> list[Axes]:
     ident = node.inputs[0]
     axes, shape = analysis.arg_axes(node), analysis.program.values[ident].shape
     target = analysis.shape(node)
+    for d in _fixed_dims(node):
+        analysis.labels.freeze(axes[d], f"{op_name(node.op)} takes a number of it")
     out: list[Axis | None] = [None] * len(target)
     for d, axis in enumerate(axes):
         batch = any(f.batch for f in leaves(axis))
@@ -293,6 +295,18 @@ def _probe(analysis: Analysis, node: Node) -> list[Axes]:
             analysis.labels.freeze(axis, f"scattered over several axes by {op_name(node.op)}")
     reason = f"made by {op_name(node.op)}"
     return [[frozen_axis(n, reason) if a is None else a for a, n in zip(out, target, strict=True)]]
+
+
+def _fixed_dims(node: Node) -> list[int]:
+    """The dimensions of which an operation states a size, or that it takes two together."""
+    name = op_name(node.op)
+    names = (argument.name for argument in node.op._schema.arguments)
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    if name == "unfold":
+        return [given["dimension"]]
+    if name == "constant_pad_nd":
+        return [-1 - i // 2 for i, n in enumerate(given["pad"]) if n < 0]
+    return [given.get("dim1", 0), given.get("dim2", 1)] if name.startswith("diagonal") else []
 
 
 def _run_on_indices(node: Node, shape: tuple[int, ...], dim: int) -> torch.Tensor:

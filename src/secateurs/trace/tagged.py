@@ -3,7 +3,8 @@
 While a model is traced, its modules hand out their integer attributes, and tensors their sizes, as
 `TaggedInt`: an `int` that carries its provenance through arithmetic. Where such a number reaches a
 torch function, its provenance says which attribute describes a size, and so which one to mend. A
-float that is computed from it, such as the 1/√d of attention, is a `TaggedFloat`.
+float that is computed from it, such as the 1/√d of attention, is a `TaggedFloat`. Comparisons of
+such numbers are noted: they may decide which way the code goes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, SupportsInt, TypeAlias
 
@@ -46,6 +50,16 @@ class Operation:
 
 Number: TypeAlias = int | float
 Source: TypeAlias = Attribute | Size | Operation | int | float
+
+
+class Comparison(NamedTuple):
+    """A comparison that the code made of two numbers, and how it came out."""
+
+    function: Callable[[Any, Any], Any]
+    left: Source
+    right: Source
+    outcome: bool
+    place: str
 
 
 class TaggedInt(int):
@@ -121,6 +135,51 @@ def _negative(self: TaggedInt | TaggedFloat) -> Any:
     return _tagged(-_plain(self), Operation(operator.sub, 0, self.source))
 
 
+_NOTED: ContextVar[list[Comparison] | None] = ContextVar("comparisons", default=None)
+_OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
+
+
+def _note(function: Callable[[Any, Any], Any], left: Any, right: Any, outcome: bool) -> None:
+    noted = _NOTED.get()
+    if noted is None:
+        return
+    sources = source_of(left), source_of(right)
+    if all(isinstance(source, (int, float)) for source in sources):
+        return
+    frame = sys._getframe(2)
+    if not frame.f_code.co_filename.startswith(_OURS):
+        place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        noted.append(Comparison(function, *sources, outcome, place))
+
+
+def _comparison(name: str, kind: type) -> Callable[[Any, object], Any]:
+    function, plain = getattr(operator, name), getattr(kind, f"__{name}__")
+
+    def method(self: TaggedInt | TaggedFloat, other: object) -> Any:
+        outcome = plain(self, other)
+        if outcome is not NotImplemented:
+            _note(function, self, other, outcome)
+        return outcome
+
+    return method
+
+
+def _truth(self: TaggedInt | TaggedFloat) -> bool:
+    outcome = _plain(self) != 0
+    _note(operator.ne, self, 0, outcome)
+    return outcome
+
+
+@contextlib.contextmanager
+def noting_comparisons(into: list[Comparison]) -> Iterator[None]:
+    """While open, comparisons of tagged numbers in all code but our own are added to a list."""
+    token = _NOTED.set(into)
+    try:
+        yield
+    finally:
+        _NOTED.reset(token)
+
+
 _raised = _binary(operator.pow, swap=False)
 for _name in ("add", "sub", "mul", "floordiv", "mod", "truediv"):
     _function = getattr(operator, _name)
@@ -131,10 +190,13 @@ _others = {
     "__pow__": _power,
     "__rpow__": _binary(operator.pow, swap=True),
     "__neg__": _negative,
+    "__bool__": _truth,
 }
-for _name, _method in _others.items():
-    for _class in (TaggedInt, TaggedFloat):
+for _class, _kind in ((TaggedInt, int), (TaggedFloat, float)):
+    for _name, _method in _others.items():
         setattr(_class, _name, _method)
+    for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+        setattr(_class, f"__{_name}__", _comparison(_name, _kind))
 
 
 @contextlib.contextmanager
