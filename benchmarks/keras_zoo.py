@@ -168,8 +168,8 @@ torch backend at this time due to an outstanding bug"). Its layers run there all
 
 Seconds for trace and rebuild of {TIMED} at {TIMED_SIZE}², median of {RUNS} (and the span), each in
 a fresh process: on the clock, and of processors, which other work on the machine does not lengthen.
-On TensorFlow and JAX both include the start of the second process, which happens once; JAX compiles
-every operation that a layer is built with, here without optimisations (as above, to save time).
+On TensorFlow and JAX both include the start of the second process, which happens once. XLA,
+which JAX compiles with, leaves out its optimisations here and above, to save time.
 
 | backend | on the clock | of processors | at most |
 |---|---|---|---|
