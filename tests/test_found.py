@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.generated.laws import Laws
-from tests.support import doubled
+from tests.support import doubled, snapshot
 from torch import Tensor, nn
 
 import secateurs as sc
@@ -225,7 +225,6 @@ FOUND += [(Unflattened, (2, 5)), (ScaledScores, (2, 4, 6)), (NumbersInARow, (2, 
 FOUND += [(Counted, (2, 3, 4, 4)), (Halves, (2, 5)), (OneStep, (2, 5)), (AllButTheLast, (2, 5))]
 FOUND += [(Narrowed, (2, 5)), (Projected, (2, 3, 4)), (ManyStates, (2, 3, 4))]
 FOUND += [(WideHead, (2, 3, 5)), (Turned, (2, 5)), (Shuffled, (2, 3, 4, 4))]
-FOUND += [(LooksAtStates, (2, 3, 4))]
 
 
 @pytest.mark.parametrize(("make", "shape"), FOUND, ids=[make.__name__ for make, _ in FOUND])
@@ -339,3 +338,12 @@ def test_what_only_the_smaller_model_offers_is_not_composed() -> None:
     with pytest.raises(PlanError, match=r"'b.weight\[0\]' that belong to no unit"):
         first.then(offered.plan({"a": [1], "b": [1]}), graph)
     assert first.then(offered.plan({"a": [1]}), graph) == graph.plan({"a": [0, 2]})
+
+
+def test_a_proof_leaves_recurrent_layers_with_their_weights() -> None:
+    torch.manual_seed(0)
+    model, x = doubled(LooksAtStates()), torch.randn(2, 3, 4).double()
+    graph, before = sc.trace(model, x), snapshot(model)
+    plan = graph.plan({"gru": [1, 4]})
+    assert sc.verify(model, sc.apply(model, plan), plan, x, graph=graph).holds
+    assert snapshot(model) == before
