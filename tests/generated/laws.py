@@ -86,7 +86,9 @@ class Laws:
         if plan.exact and self.by_weights:
             zeroed = without(self.model, plan)
             error = relative_error(call(zeroed, self.inputs), call(small, self.inputs))
-            assert nothing or error <= TOLERANCE, f"unlike zeroed parameters by {error:.1e}, cutting {units}"
+            assert nothing or error <= TOLERANCE, (
+                f"unlike zeroed parameters by {error:.1e}, cutting {units}"
+            )
         return plan
 
     def composed(self, original: Graph, first: Plan) -> None:
