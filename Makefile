@@ -179,9 +179,9 @@ zoo: $(VENV)/.zoo  ## the coverage table: every network of its list, cut, in JOB
 		--jobs $(JOBS) --only "$(ONLY)" $(if $(AGAIN),--again) --out docs/coverage.md
 
 .PHONY: keras-cifar
-keras-cifar: $(VENV)/.test  ## prune a Keras network trained on CIFAR-10 to half of its MACs, from SEED
-	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(BIN)/python benchmarks/keras_cifar.py \
-		--seed $(SEED) --out docs/results/keras-cifar.md
+keras-cifar: $(KERAS)/.created  ## prune a Keras network trained on CIFAR-10 to half of its MACs, from SEED, on KERAS_BACKEND
+	$(ON_KERAS) TF_NUM_INTRAOP_THREADS=1 PYTHONPATH=benchmarks:examples/mnist $(KERAS)/bin/python \
+		benchmarks/keras_cifar.py --seed $(SEED) --out docs/results/keras-cifar.md
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) $(KERAS) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site

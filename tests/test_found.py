@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.generated.laws import Laws
-from tests.support import doubled
+from tests.support import doubled, snapshot
 from torch import Tensor, nn
 
 import secateurs as sc
@@ -196,11 +196,35 @@ class Turned(nn.Module):
         return self.out(x + x.view(-1, self.side, self.side).transpose(1, 2).reshape(-1, 9))
 
 
+class Shuffled(nn.Module):
+    """However many groups its channels are shuffled in, there are as many of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.shuffle = nn.Conv2d(3, 8, 1, bias=False), nn.ChannelShuffle(2)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.shuffle(self.conv(x)).mean((2, 3)))
+
+
+class LooksAtStates(nn.Module):
+    """It looks at values: a proof calls it with other weights, which a GRU keeps in a list too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.out = nn.GRU(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.out(self.gru(x)[0])
+        return y if bool(y.abs().max() < 9) else -y
+
+
 FOUND = [(GroupedTransposed, (2, 3, 6)), (OneOfItsKind, (2, 5))]
 FOUND += [(Unflattened, (2, 5)), (ScaledScores, (2, 4, 6)), (NumbersInARow, (2, 5))]
 FOUND += [(Counted, (2, 3, 4, 4)), (Halves, (2, 5)), (OneStep, (2, 5)), (AllButTheLast, (2, 5))]
 FOUND += [(Narrowed, (2, 5)), (Projected, (2, 3, 4)), (ManyStates, (2, 3, 4))]
-FOUND += [(WideHead, (2, 3, 5)), (Turned, (2, 5))]
+FOUND += [(WideHead, (2, 3, 5)), (Turned, (2, 5)), (Shuffled, (2, 3, 4, 4))]
 
 
 @pytest.mark.parametrize(("make", "shape"), FOUND, ids=[make.__name__ for make, _ in FOUND])
@@ -314,3 +338,12 @@ def test_what_only_the_smaller_model_offers_is_not_composed() -> None:
     with pytest.raises(PlanError, match=r"'b.weight\[0\]' that belong to no unit"):
         first.then(offered.plan({"a": [1], "b": [1]}), graph)
     assert first.then(offered.plan({"a": [1]}), graph) == graph.plan({"a": [0, 2]})
+
+
+def test_a_proof_leaves_recurrent_layers_with_their_weights() -> None:
+    torch.manual_seed(0)
+    model, x = doubled(LooksAtStates()), torch.randn(2, 3, 4).double()
+    graph, before = sc.trace(model, x), snapshot(model)
+    plan = graph.plan({"gru": [1, 4]})
+    assert sc.verify(model, sc.apply(model, plan), plan, x, graph=graph).holds
+    assert snapshot(model) == before

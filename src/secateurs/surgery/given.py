@@ -8,16 +8,13 @@ function are counts, factors or dims, it is called again on shapes, to see which
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
-from torch.utils import _pytree as pytree
-
 from ..trace.analyse import Analysis
-from ..trace.program import Call, Node, Ref, can_size
+from ..trace.program import Call, Node, can_size
 from ..trace.sizes import Cut, stated_sizes, states_sizes
-from .restate import with_sizes
+from .again import Again
 
 _INDEXING = frozenset({"__getitem__", "__setitem__"})
 # Of these the one integer is how many layers there are; all sizes come from states and weights.
@@ -87,7 +84,7 @@ def _counts(analysis: Analysis, cut: Cut, changed: list[tuple[Call, int, int]]) 
     do, none is sure.
     """
     call, first, needed = changed[0]
-    wanted, again = {(old, new) for _, old, new in changed}, _Again(analysis, call, cut)
+    wanted, again = {(old, new) for _, old, new in changed}, Again(analysis, call, cut)
     trials = [
         (place, new)
         for place, size in enumerate(call.sizes)
@@ -105,45 +102,6 @@ def _counts(analysis: Analysis, cut: Cut, changed: list[tuple[Call, int, int]]) 
         if fitting:
             break
     yield Given(call, None, first, needed)
-
-
-class _Again:
-    """Calls a function again, on shapes alone, with what the cut leaves."""
-
-    def __init__(self, analysis: Analysis, call: Call, cut: Cut):
-        self.analysis, self.cut, self.call = analysis, cut, call
-        self.known = True
-        invocation = call.invocation
-        self.function: Any = invocation.function if invocation else None
-        given = (invocation.args, invocation.kwargs) if invocation else ((), {})
-        self.args, self.kwargs = pytree.tree_map_only(Ref, self._left, given)
-        result = pytree.tree_leaves(invocation.result if invocation else None)
-        self.wanted = [self._shape(ref) for ref in result]
-
-    def _left(self, ref: Ref) -> torch.Tensor | None:
-        shape = self._shape(ref)
-        if shape is None:
-            self.known = False
-            return None
-        return torch.empty(shape, dtype=self.analysis.program.values[ref.id].dtype, device="meta")
-
-    def _shape(self, ref: Any) -> list[int] | None:
-        """What the cut leaves of a value; None if nothing is known of it."""
-        axes = self.analysis.axes.get(ref.id) if isinstance(ref, Ref) else None
-        return None if axes is None else [self.cut.size(axis) for axis in axes]
-
-    def fits(self, sizes: Mapping[int, int]) -> bool:
-        """Whether it makes what the cut needs, given these sizes, by their places."""
-        args, kwargs = with_sizes(self.args, self.kwargs, sizes)
-        try:
-            made = self.function(*args, **kwargs)
-        except Exception:  # noqa: BLE001 - whatever it is, it cannot run so
-            return False
-        leaves = pytree.tree_leaves(made)
-        return len(leaves) == len(self.wanted) and all(
-            wanted is None or list(leaf.shape) == wanted
-            for leaf, wanted in zip(leaves, self.wanted, strict=True)
-        )
 
 
 # ---------------------------------------------------------------------- bounds of slices

@@ -157,21 +157,26 @@ class _Dispatch(TorchDispatchMode):
         if func is aten.empty.memory_format and 0 in args[0]:
             return func(*args, **kwargs)  # a placeholder: nothing is ever in it
         if not self.recorder.supported(func):
-            decomposed = self._decompose(func, args, kwargs)
+            decomposed = decompose(self, func, args, kwargs)
             if decomposed is not NotImplemented:
                 return decomposed
         return self.recorder.run(func, args, kwargs)
 
-    def _decompose(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if func in decomposition_table:
-            with self:
-                return decomposition_table[func](*args, **kwargs)
-        if torch._C._dispatch_has_kernel_for_dispatch_key(
-            func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
-        ):
-            with self:
-                return func.decompose(*args, **kwargs)
-        return NotImplemented
+
+def decompose(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> Any:
+    """An operation as those that it consists of, each under the mode.
+
+    NotImplemented if it consists of no others.
+    """
+    if func in decomposition_table:
+        with mode:
+            return decomposition_table[func](*args, **kwargs)
+    if torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
+    ):
+        with mode:
+            return func.decompose(*args, **kwargs)
+    return NotImplemented
 
 
 class _Functions(TorchFunctionMode):
@@ -600,8 +605,14 @@ def _followed(forward: Callable[..., Any], path: str, recorder: Recorder) -> Cal
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode while open; every module's own mode and every buffer's content afterwards."""
+    """Eval mode while open; every module's own mode and every buffer's content afterwards.
+
+    So are the lists that recurrent layers hold their weights in too, which `functional_call` leaves
+    with what it was given.
+    """
     buffers = [(b, b._version, b.clone()) for b in model.buffers()]
+    layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
+    held = [(m, list(m._flat_weights), list(m._flat_weight_refs)) for m in layers]
     try:
         with _mode(model.modules(), training=False):
             yield
@@ -609,6 +620,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for buffer, version, before in buffers:
             if buffer._version != version:
                 buffer.data.copy_(before)
+        for layer, weights, references in held:
+            layer._flat_weights, layer._flat_weight_refs = weights, references
 
 
 @contextlib.contextmanager
