@@ -10,7 +10,6 @@ import argparse
 import re
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -31,12 +30,12 @@ def main() -> None:
     seeds = range(1_000_000 * given.seed, 1_000_000 * given.seed + given.networks)
     runs = [seeds[start : start + RUN] for start in range(0, given.networks, RUN)]
     found = Found()
-    with ProcessPoolExecutor(given.jobs, get_context("spawn"), max_tasks_per_child=20) as pool:
-        for done in as_completed([pool.submit(search, run) for run in runs]):
-            found.add(done.result())
+    with get_context("spawn").Pool(given.jobs, maxtasksperchild=20) as pool:
+        for done in pool.imap_unordered(search, runs):
+            found.add(done)
             print(f"{found.tally['networks']} networks, {found.failures.total()} failures",
                   file=sys.stderr, flush=True)  # fmt: skip
-        tests = list(pool.map(shrunk, found.met.keys(), found.met.values()))
+        tests = pool.starmap(shrunk, found.met.items())
     written = {kind: write(given.out, kind, test)
                for kind, test in zip(found.met, tests, strict=True)}  # fmt: skip
     for name, count in sorted(found.tally.items()):
