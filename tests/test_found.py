@@ -208,6 +208,44 @@ class Shuffled(nn.Module):
         return self.out(self.shuffle(self.conv(x)).mean((2, 3)))
 
 
+class AsManyAsGroups(nn.Module):
+    """Where a cut leaves as many channels as there were groups, a shuffle does nothing at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.shuffle = nn.Conv2d(3, 8, 1, bias=False), nn.ChannelShuffle(4)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.out(torch.cat([x, self.shuffle(x)], 1).mean((2, 3)))
+
+
+class DividedBySize(nn.Module):
+    """The last columns are divided by how many there are, which may be none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 8, bias=False), nn.Linear(2, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)[:, 6:]
+        return self.out(torch.tanh(self.b(x / x.shape[1] ** 0.5)))
+
+
+class OwnWidths(nn.Module):
+    """Attention with queries and keys of different widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 4), nn.Linear(5, 3), nn.Linear(4, 3)
+        self.attention = nn.MultiheadAttention(4, 2, kdim=3, vdim=3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys = self.b(x)
+        return self.out(self.attention(self.a(x), keys, keys)[0].mean(1))
+
+
 class LooksAtStates(nn.Module):
     """It looks at values: a proof calls it with other weights, which a GRU keeps in a list too."""
 
@@ -225,6 +263,7 @@ FOUND += [(Unflattened, (2, 5)), (ScaledScores, (2, 4, 6)), (NumbersInARow, (2, 
 FOUND += [(Counted, (2, 3, 4, 4)), (Halves, (2, 5)), (OneStep, (2, 5)), (AllButTheLast, (2, 5))]
 FOUND += [(Narrowed, (2, 5)), (Projected, (2, 3, 4)), (ManyStates, (2, 3, 4))]
 FOUND += [(WideHead, (2, 3, 5)), (Turned, (2, 5)), (Shuffled, (2, 3, 4, 4))]
+FOUND += [(AsManyAsGroups, (2, 3, 4, 4)), (DividedBySize, (2, 5)), (OwnWidths, (2, 4, 5))]
 
 
 @pytest.mark.parametrize(("make", "shape"), FOUND, ids=[make.__name__ for make, _ in FOUND])
@@ -347,3 +386,14 @@ def test_a_proof_leaves_recurrent_layers_with_their_weights() -> None:
     plan = graph.plan({"gru": [1, 4]})
     assert sc.verify(model, sc.apply(model, plan), plan, x, graph=graph).holds
     assert snapshot(model) == before
+
+
+def test_widths_that_became_equal_are_told_apart() -> None:
+    torch.manual_seed(0)
+    model, x = doubled(OwnWidths()), torch.randn(2, 4, 5).double()
+    once = sc.apply(model, sc.trace(model, x).plan({"a": [0]}))
+    assert once.attention.embed_dim == once.attention.kdim == 3
+    plan = sc.trace(once, x).plan({"b": [1]})
+    twice = sc.apply(once, plan)
+    assert (twice.attention.embed_dim, twice.attention.kdim, twice.attention.vdim) == (3, 2, 2)
+    assert sc.verify(once, twice, plan, x).holds

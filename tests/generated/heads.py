@@ -96,7 +96,7 @@ def windowed(b: Builder, x: Value) -> Value:
     heads, size, time = b.pick(2, 3), b.pick(2, 4), x.shape[0]
     shift = b.coin()
     y = b.like(x, f"{x}.roll(-1, 1)") if shift else x
-    y = b.value(f"{y}.view({x}.shape[0] * {time // 2}, 2, {b.said(x.width, f'{x}.shape[2]')})",
+    y = b.value(f"{y}.reshape({x}.shape[0] * {time // 2}, 2, {b.said(x.width, f'{x}.shape[2]')})",
                 "tokens", 2, x.width)  # fmt: skip
     q, k, v = queries(b, y, heads, heads, size)
     y = joined(b, y, f"F.scaled_dot_product_attention({q}, {k}, {v})", heads, size, x.width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,8 +26,8 @@ class Again:
         self.known = True
         invocation = call.invocation
         self.function: Any = invocation.function if invocation else None
-        given = (invocation.args, invocation.kwargs) if invocation else ((), {})
-        self.args, self.kwargs = pytree.tree_map_only(Ref, self._left, given)
+        self.given = (invocation.args, invocation.kwargs) if invocation else ((), {})
+        self.args, self.kwargs = pytree.tree_map_only(Ref, self._left, self.given)
         result = pytree.tree_leaves(invocation.result if invocation else None)
         self.wanted = [self._shape(ref) for ref in result]
         self.steps = self._steps()
@@ -53,17 +54,30 @@ class Again:
         """Whether it makes what the cut needs, given these sizes, by their places.
 
         A shuffle of channels makes as many of them, whatever it is given: what is made on the
-        way must be as needed too, where the function goes the way that was traced.
+        way must be as needed too, where the uncut function is taken apart as it was in the trace.
         """
         args, kwargs = with_sizes(self.args, self.kwargs, sizes)
         try:
-            with _Made() as way:
-                made = self.function(*args, **kwargs)
+            made, way = self._called(args, kwargs)
         except Exception:  # noqa: BLE001 - whatever it is, it cannot run so
             return False
-        leaves = [list(leaf.shape) for leaf in pytree.tree_leaves(made)]
-        same = len(way.shapes) == len(self.steps)
-        return _agree(leaves, self.wanted) and not (same and not _agree(way.shapes, self.steps))
+        return _agree(made, self.wanted) and (not self._followed or _agree(way, self.steps))
+
+    @functools.cached_property
+    def _followed(self) -> bool:
+        """Whether it is taken apart here, uncut, as it was in the trace."""
+        args, kwargs = pytree.tree_map_only(Ref, self._whole, self.given)
+        return len(self._called(args, kwargs)[1]) == len(self.steps)
+
+    def _called(self, args: Any, kwargs: Any) -> tuple[list[list[int]], list[list[int]]]:
+        """The shapes of what it returns, and of all that it makes on the way."""
+        with _Made() as way:
+            made = self.function(*args, **kwargs)
+        return [list(leaf.shape) for leaf in pytree.tree_leaves(made)], way.shapes
+
+    def _whole(self, ref: Ref) -> torch.Tensor:
+        value = self.analysis.program.values[ref.id]
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
 
 
 class _Made(TorchDispatchMode):

@@ -22,7 +22,8 @@ _DESCRIBES = {
         r"(.*\.(out_|embedding_dim|num_features|num_experts)|weight_hr.*\.proj_size|weight_hh\.hidden_size)"
     ),
     "reads": re.compile(
-        r"(.*\.(in_|embed_dim$|[kv]dim$)|weight_ih(_l0(_reverse)?)?\.input_size|weight_h[hr].*\.hidden_size|"
+        r"(.*\.in_|(?![kv]_proj_weight).*\.embed_dim$|(in|k)_proj_weight\.kdim$|"
+        r"(in|v)_proj_weight\.vdim$|weight_ih(_l0(_reverse)?)?\.input_size|weight_h[hr].*\.hidden_size|"
         r"down_proj\.intermediate_(dim|size)|gate_up_proj\.hidden_(dim|size))"
     ),
     "carries": re.compile(

@@ -92,9 +92,12 @@ def rescale(
     known = Known(analysis, cut, solved)
     out = []
     for position, number, source, power in computed:
-        new = evaluate(source, known)
-        if new != number:
+        try:
+            new = evaluate(source, known)
             factor = (number / new) ** power
+        except ZeroDivisionError as error:
+            raise MendError("the code divides by a size of which the cut leaves nothing") from error
+        if new != number:
             out += [Scale(*place, factor) for place in folder.places(position)]
     return out
 
