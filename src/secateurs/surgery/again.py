@@ -50,18 +50,23 @@ class Again:
         nodes = [n for n in (*program.nodes, *program.training.nodes) if n.call is self.call]
         return [self._shape(Ref(i)) for n in nodes for i in n.outputs if i is not None]
 
-    def fits(self, sizes: Mapping[int, int]) -> bool:
+    def fits(self, sizes: Mapping[int, int], *, sure: bool) -> bool:
         """Whether it makes what the cut needs, given these sizes, by their places.
 
         A shuffle of channels makes as many of them, whatever it is given: what is made on the
-        way must be as needed too, where the uncut function is taken apart as it was in the trace.
+        way tells, where the uncut function is taken apart as it was in the trace. If what it is
+        given makes it go another way, that is left open, unless it must be sure.
         """
         args, kwargs = with_sizes(self.args, self.kwargs, sizes)
         try:
             made, way = self._called(args, kwargs)
         except Exception:  # noqa: BLE001 - whatever it is, it cannot run so
             return False
-        return _agree(made, self.wanted) and (not self._followed or _agree(way, self.steps))
+        if not _agree(made, self.wanted):
+            return False
+        if not self._followed or len(way) != len(self.steps):
+            return not (sure and self._followed)
+        return _agree(way, self.steps)
 
     @functools.cached_property
     def _followed(self) -> bool:

@@ -93,9 +93,11 @@ def _counts(analysis: Analysis, cut: Cut, changed: list[tuple[Call, int, int]]) 
     ]
     if not again.known and not trials:  # it cannot be called, and none of its numbers is meant
         return
-    for many in range(len(trials) + 1 if again.known else 0):
+    numbers = range(len(trials) + 1 if again.known else 0)
+    for sure, many in itertools.product((True, False), numbers):
         choices = [dict(chosen) for chosen in itertools.combinations(trials, many)]
-        fitting = [sizes for sizes in choices if len(sizes) == many and again.fits(sizes)]
+        choices = [sizes for sizes in choices if len(sizes) == many]
+        fitting = [sizes for sizes in choices if again.fits(sizes, sure=sure)]
         if len(fitting) == 1:
             yield from (Given(call, p, call.sizes[p], new) for p, new in fitting[0].items())
             return
