@@ -30,7 +30,6 @@ class Again:
         self.args, self.kwargs = pytree.tree_map_only(Ref, self._left, self.given)
         result = pytree.tree_leaves(invocation.result if invocation else None)
         self.wanted = [self._shape(ref) for ref in result]
-        self.steps = self._steps()
 
     def _left(self, ref: Ref) -> torch.Tensor | None:
         shape = self._shape(ref)
@@ -44,6 +43,7 @@ class Again:
         axes = self.analysis.axes.get(ref.id) if isinstance(ref, Ref) else None
         return None if axes is None else [self.cut.size(axis) for axis in axes]
 
+    @functools.cached_property
     def _steps(self) -> list[list[int] | None]:
         """What the cut leaves of every value that the function makes on the way."""
         program = self.analysis.program
@@ -64,15 +64,15 @@ class Again:
             return False
         if not _agree(made, self.wanted):
             return False
-        if not self._followed or len(way) != len(self.steps):
+        if not self._followed or len(way) != len(self._steps):
             return not (sure and self._followed)
-        return _agree(way, self.steps)
+        return _agree(way, self._steps)
 
     @functools.cached_property
     def _followed(self) -> bool:
         """Whether it is taken apart here, uncut, as it was in the trace."""
         args, kwargs = pytree.tree_map_only(Ref, self._whole, self.given)
-        return len(self._called(args, kwargs)[1]) == len(self.steps)
+        return len(self._called(args, kwargs)[1]) == len(self._steps)
 
     def _called(self, args: Any, kwargs: Any) -> tuple[list[list[int]], list[list[int]]]:
         """The shapes of what it returns, and of all that it makes on the way."""
