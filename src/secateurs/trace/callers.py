@@ -8,7 +8,6 @@ noted while the model runs, and looked up in the source when it matters.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterable, Mapping
 from types import CodeType, FrameType, FunctionType
@@ -71,7 +70,8 @@ class Sites:
         """The function of its class that a module finds under a name, if it has none of its own."""
         if name.startswith("__") or has_its_own(dict(self.own[path]), name):
             return None
-        function = inspect.getattr_static(type(owner), name, None)
+        held = (vars(kind)[name] for kind in type(owner).__mro__ if name in vars(kind))
+        function = next(held, None)
         return function if isinstance(function, FunctionType) else None
 
     def _names(self, frame: FrameType, path: str) -> list[str]:

@@ -190,6 +190,25 @@ def _layer_norm(args: Args) -> tuple[Tensor, ...] | None:
     return _empty(x.shape, x), _empty(shape, x), _empty(shape, x)
 
 
+def _group_norm(args: Args) -> tuple[Tensor, ...] | None:
+    x, _, _, batch, channels, space, groups, _ = args
+    fits = groups > 0 and channels % groups == 0 and x.numel() == batch * channels * space
+    if not fits or not _plain(x) or x.dtype in _HALVES:
+        return None
+    return _empty(x.shape, x), _empty((batch, groups), x), _empty((batch, groups), x)
+
+
+def _cat(args: Args) -> Tensor | None:
+    first, dim = args[0][0], args[1] if len(args) > 1 else 0
+    rests = {(x.dtype, *x.shape[:dim], None, *x.shape[dim:][1:]) for x in args[0]}
+    fits = len(rests) == 1 and -first.dim() <= dim < first.dim()
+    if not fits or not all(map(_plain, args[0])):
+        return None
+    shape = list(first.shape)
+    shape[dim] = sum(x.shape[dim] for x in args[0])
+    return _empty(tuple(shape), first)
+
+
 def _addmm(args: Args) -> Tensor | None:
     bias, a, b = args
     fits = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and bias.shape == b.shape[1:]
@@ -210,7 +229,9 @@ _SHORT_CUTS: dict[str, Callable[[Args], Any]] = {
     "convolution": _convolution,
     "native_batch_norm": _batch_norm,
     "native_layer_norm": _layer_norm,
+    "native_group_norm": _group_norm,
     "addmm": _addmm,
+    "cat": _cat,
     "mean": _mean,
     "_softmax": _elementwise,
     "_safe_softmax": _elementwise,
