@@ -423,7 +423,7 @@ class Recorder:
             return None
         path, before = self.stack[-1]
         call = Call(name, integers, floats, path, self.counts[name] - before.get(name, 0))
-        if any(i > 1 or i < -1 for i in integers):
+        if any(abs(int(i)) > 1 for i in integers):
             count = itertools.count()
             form = [_form(arg, count) for arg in (*args, *kwargs.values())]
             call.given = (
@@ -467,7 +467,7 @@ class Recorder:
                 return own[0]
             return self.value(arg) if id(arg) in self.names else Ref(-1)
         if isinstance(arg, (list, tuple)):
-            return [self.known(item) for item in arg]
+            return [i if type(i) in _SCALARS else self.known(i) for i in arg]
         if type(arg) is dict:
             return {key: self.known(item) for key, item in arg.items()}
         return arg
@@ -589,12 +589,11 @@ def _observed(recorder: Recorder) -> Iterator[None]:
             saved.append((attributes, dict(attributes)))
             own = recorder.attributes[path][1]
             kept = caches(module)
+            attributes["forward"] = _followed(standing_in(module), path, recorder)
             for name, value in own:
                 if type(value) is dict:  # what is put there meanwhile is gone with the copy
                     attributes[name] = {} if name in kept else dict(value)
-            attributes["forward"] = _followed(standing_in(module), path, recorder)
-            for name, value in own:
-                if type(value) is int:
+                elif type(value) is int:
                     if value > 1:  # no smaller number is the size of something that can be cut
                         source = Attribute(path, name)
                         known[source] = value
