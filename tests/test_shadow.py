@@ -27,6 +27,12 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         aten.native_batch_norm, (IMAGE.bfloat16(), *CHANNELS, True, 0.1, 1e-5)
     ),
     "layer norm": (aten.native_layer_norm, (TOKENS, [4], None, None, 1e-5)),
+    "layer norm of channels last": (
+        aten.native_layer_norm, (IMAGE.permute(0, 2, 3, 1), [6], None, None, 1e-5)
+    ),
+    "group norm": (aten.native_group_norm, (IMAGE, *CHANNELS[:2], 2, 6, 16, 3, 1e-5)),
+    "a concatenation": (aten.cat, ([IMAGE, IMAGE[:, :2].contiguous()], 1)),
+    "a concatenation along the last axis": (aten.cat, ([TOKENS, TOKENS], -1)),
     "convolution": (
         aten.convolution,
         (IMAGE, torch.randn(8, 3, 3, 3), None, [2, 1], [1], [1, 1], False, [0], 2),
@@ -42,7 +48,7 @@ def test_a_shadow_has_the_layout_of_the_real_result(name: str) -> None:
     shadow = Shadow(set(), torch.device("cpu"))
     wanted = func(*args)
     twins = pytree.tree_map_only(Tensor, shadow.twin, args)
-    tensors = [arg for arg in twins if isinstance(arg, Tensor)]
+    tensors = [leaf for leaf in pytree.tree_leaves(twins) if isinstance(leaf, Tensor)]
     found = shadow.run(func, twins, {}, tensors)
     for real, made in zip(pytree.tree_leaves(wanted), pytree.tree_leaves(found), strict=True):
         assert made.is_meta

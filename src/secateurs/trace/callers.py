@@ -8,9 +8,8 @@ noted while the model runs, and looked up in the source when it matters.
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
@@ -29,7 +28,7 @@ class Sites:
         own: what each module has in its own dictionary, by name, by the path of the module.
     """
 
-    def __init__(self, paths: Mapping[int, str], own: Mapping[str, Mapping[str, Any]]):
+    def __init__(self, paths: Mapping[int, str], own: Mapping[str, Iterable[tuple[str, Any]]]):
         self.paths, self.own = paths, own
 
     def find(self, frame: FrameType) -> tuple[str | None, Site | None]:
@@ -69,9 +68,10 @@ class Sites:
 
     def _looked_up(self, owner: nn.Module, path: str, name: str) -> FunctionType | None:
         """The function of its class that a module finds under a name, if it has none of its own."""
-        if name.startswith("__") or has_its_own(self.own[path], name):
+        if name.startswith("__") or has_its_own(dict(self.own[path]), name):
             return None
-        function = inspect.getattr_static(type(owner), name, None)
+        held = (vars(kind)[name] for kind in type(owner).__mro__ if name in vars(kind))
+        function = next(held, None)
         return function if isinstance(function, FunctionType) else None
 
     def _names(self, frame: FrameType, path: str) -> list[str]:

@@ -10,9 +10,8 @@ import math
 import os
 import sys
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -49,13 +48,12 @@ def input_tensors(example_inputs: Any) -> list[torch.Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
-def modules_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module by path, the model itself under ''; a shared one under each path."""
-    out = {"": model}
+def modules_of(model: nn.Module, path: str = "") -> dict[str, nn.Module]:
+    """Every module by path, the model itself under its own; a shared one under each path."""
+    out = {path: model}
     for name, child in model._modules.items():
         if child is not None:
-            below = modules_of(child)
-            out |= {f"{name}.{path}" if path else name: module for path, module in below.items()}
+            out |= modules_of(child, f"{path}.{name}" if path else name)
     return out
 
 
@@ -119,15 +117,34 @@ def _is_placeholder(tensor: torch.Tensor) -> bool:
     return tensor.shape == _NOTHING and tensor.is_floating_point()
 
 
-@functools.cache
-def _looks(func: Any) -> bool:
-    """Whether values decide what an operation returns to the code: a number, or how many rows."""
-    return func is aten._local_scalar_dense.default or torch.Tag.dynamic_output_shape in func.tags
-
-
 # what was contiguous when recorded may not be in a replay
 _REPLAYED = {aten.view.default: aten.reshape.default}
 _AS_STRIDED = (aten.as_strided.default, aten.as_strided_.default)
+_EMPTY = aten.empty.memory_format
+
+
+class _Facts(NamedTuple):
+    """What to know of an operation.
+
+    Attributes:
+        replayed: what is run in its place in a replay.
+        inplace: whether it changes its first operand and returns it.
+        looks: whether values decide what it returns to the code: a number, or how many rows.
+    """
+
+    replayed: Any
+    inplace: bool
+    looks: bool
+
+
+@functools.cache
+def _facts(func: Any) -> _Facts:
+    name = func._schema.name
+    return _Facts(
+        _REPLAYED.get(func, func),
+        name.endswith("_") and not name.endswith("__"),
+        func is aten._local_scalar_dense.default or torch.Tag.dynamic_output_shape in func.tags,
+    )
 
 
 def _as_it_is(
@@ -154,8 +171,8 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is aten.empty.memory_format and 0 in args[0]:
-            return func(*args, **kwargs)  # a placeholder: nothing is ever in it
+        if func is _EMPTY and 0 in args[0]:
+            return torch.empty(*args, **kwargs)  # a placeholder: nothing is ever in it
         if not self.recorder.supported(func):
             decomposed = decompose(self, func, args, kwargs)
             if decomposed is not NotImplemented:
@@ -193,14 +210,13 @@ class _Functions(TorchFunctionMode):
         if func is torch.Tensor.size:
             return recorder.tag_size(args, kwargs or {}, func(*args, **(kwargs or {})))
         name = function_name(func)
-        for counts in recorder.counts:
-            counts[name] += 1
+        recorder.counts[name] = recorder.counts.get(name, 0) + 1
         if func is torch.Tensor.numel:
             return math.prod(recorder.tag_shape(args[0], args[0].shape))
         kwargs = kwargs or {}
-        outer, recorder.call = recorder.call, recorder.note(func, args, kwargs)
-        noted = recorder.call is not None or name in _CELLS
-        given = recorder.known((args, kwargs)) if noted else None
+        outer, recorder.call = recorder.call, recorder.note(name, func, args, kwargs)
+        wanted = name in _CELLS if recorder.call is None else _tells(name, args, kwargs)
+        given = recorder.known((args, kwargs)) if wanted else None
         try:
             result = func(*args, **kwargs)
             if given is not None:
@@ -235,6 +251,10 @@ _MODE = "__torch_function__"
 _TORCH = os.path.join(torch.__path__[0], "")
 
 
+Running: TypeAlias = tuple[str, dict[str, int]]
+"""The path of a module that runs, and how often which torch functions were called before."""
+
+
 class Recorder:
     """State of one recording: the program so far, and which tensor is which value."""
 
@@ -244,64 +264,62 @@ class Recorder:
         self.device = torch.device("cpu")
         self.program = Program()
         self.call: Call | None = None
-        self.stack: list[str] = [""]
-        self.counts: list[Counter[str]] = [Counter()]  # calls so far, of each module on the stack
+        self.counts: dict[str, int] = {}  # calls so far of each torch function
+        self.stack: list[Running] = [("", {})]
         self.modules = modules_of(model)
         self.paths = {id(m): path for path, m in reversed(self.modules.items())}
-        self._ids: dict[int, tuple[Callable[[], torch.Tensor | None], int]] = {}
+        self._refs: dict[int, tuple[Ref, object]] = {}  # by the id of a tensor; what watches it
         self._storage: dict[int, int] = {}
         self._inplace: list[tuple[int, int]] = []
         self.names: dict[int, str] = {}
         self.attributes = {path: (m, own_attributes(m)) for path, m in self.modules.items()}
-        own = {path: dict(attributes) for path, (_, attributes) in self.attributes.items()}
-        self.sites = Sites(self.paths, own)
+        self.sites = Sites(self.paths, {path: own for path, (_, own) in self.attributes.items()})
         for name, tensor in tensors_of(self.attributes).items():
             first = self.names.setdefault(id(tensor), name)
             if isinstance(tensor, nn.Parameter):
                 self.program.parameters[first] = tuple(tensor.shape)
 
     # ------------------------------------------------------------------ values
-    def bind(self, tensor: torch.Tensor, live: bool) -> int:
+    def bind(self, tensor: torch.Tensor, live: bool) -> Ref:
         """A new value for a tensor, which from now on is known by it."""
-        ident = len(self.program.values)
+        ref = Ref(len(self.program.values))
         self.program.values.append(Value(tuple(tensor.shape), tensor.dtype, live))
-        key, ids, shadow = id(tensor), self._ids, self.shadow
+        key, shadow = id(tensor), self.shadow
         if tensor.is_meta or key in self.names:  # holds no memory, or is held by the model
-            ids[key] = (lambda: tensor, ident)
+            self._refs[key] = (ref, tensor)
         else:
-
-            def forget(_: object) -> None:
-                if key in ids and ids[key][1] == ident:
-                    del ids[key]
-
-            ids[key] = (weakref.ref(tensor, forget), ident)
+            gone = functools.partial(self._forget, key, ref)
+            self._refs[key] = (ref, weakref.ref(tensor, gone))
         try:  # noqa: SIM105 - a context manager here costs as much as all the rest
-            self._storage[ident] = storage(tensor) if shadow is None else shadow.storage(tensor)
+            self._storage[ref.id] = storage(tensor) if shadow is None else shadow.storage(tensor)
         except (RuntimeError, NotImplementedError):
             pass  # not every tensor has one
-        return ident
+        return ref
 
-    def value(self, tensor: torch.Tensor) -> int:
+    def _forget(self, key: int, ref: Ref, _: object) -> None:
+        if key in self._refs and self._refs[key][0] is ref:
+            del self._refs[key]
+
+    def value(self, tensor: torch.Tensor) -> Ref:
         """The value that a tensor is; a tensor of the model or a constant if not met before."""
-        known = self._ids.get(id(tensor))
-        if known is not None and known[0]() is tensor:
-            return known[1]
-        ident = self.bind(tensor, live=False)
+        known = self._refs.get(id(tensor))
+        if known is not None:
+            return known[0]
+        ref = self.bind(tensor, live=False)
         name = self.names.get(id(tensor))
         if name is not None:
-            self.program.tensors[name] = ident
+            self.program.tensors[name] = ref.id
         elif self.shadow is not None and tensor.is_meta:
             raise TraceError("a constant was made on the device of a shadow; its values are lost")
         else:
-            self.program.constants[ident] = tensor
-        return ident
+            self.program.constants[ref.id] = tensor
+        return ref
 
-    def reference(self, arg: Any, found: list[tuple[int, torch.Tensor]]) -> Any:
-        """An argument with its tensors as references; value and tensor are added to `found`."""
+    def reference(self, arg: Any, found: list[torch.Tensor]) -> Any:
+        """An argument with its tensors as references; the tensors are added to `found`."""
         if isinstance(arg, torch.Tensor):
-            ident = self.value(arg)
-            found.append((ident, arg))
-            return Ref(ident)
+            found.append(arg)
+            return self.value(arg)
         if type(arg) in (list, tuple):
             return [i if type(i) in _SCALARS else self.reference(i, found) for i in arg]
         if isinstance(arg, torch.device) and arg == META:
@@ -317,33 +335,35 @@ class Recorder:
             if func is aten.as_strided_.default:
                 return args[0]
             func, args, kwargs = aten.alias.default, args[:1], {}
-        found: list[tuple[int, torch.Tensor]] = []
+        found: list[torch.Tensor] = []
         reference = self.reference
         noted = tuple([a if type(a) in _SCALARS else reference(a, found) for a in args])
         noted_kwargs = {key: reference(arg, found) for key, arg in kwargs.items()}
+        inputs = tuple([self._refs[id(tensor)][0].id for tensor in found])
         if self.shadow is not None:
-            result = self.shadow.run(func, args, kwargs, [tensor for _, tensor in found])
+            result = self.shadow.run(func, args, kwargs, found)
         else:
             result = func(*args, **kwargs)
-        inputs = tuple([ident for ident, _ in found])
-        values = self.program.values
+        values, facts = self.program.values, _facts(func)
         live = any(values[ident].live for ident in inputs)
-        self.program.looks |= live and _looks(func)
+        self.program.looks |= live and facts.looks
         multiple = isinstance(result, (tuple, list))
         outputs = tuple(
-            self.bind(out, live)
-            if isinstance(out, torch.Tensor) and not _is_placeholder(out)
-            else None
-            for out in (result if multiple else (result,))
+            [
+                self.bind(out, live).id
+                if isinstance(out, torch.Tensor) and not _is_placeholder(out)
+                else None
+                for out in (result if multiple else (result,))
+            ]
         )
-        name = func._schema.name
-        if name.endswith("_") and not name.endswith("__"):
+        if facts.inplace:
             self._inplace.append((len(self.program.nodes), inputs[0]))
             if live and not values[inputs[0]].live:
                 self._enliven(inputs[0])
-        op = _REPLAYED.get(func, func)
+        path, _ = self.stack[-1]
+        op, call = facts.replayed, self.call
         self.program.nodes.append(
-            Node(op, noted, noted_kwargs, outputs, multiple, self.stack[-1], self.call, inputs)
+            Node(op, noted, noted_kwargs, outputs, multiple, path, call, inputs)
         )
         return result
 
@@ -386,12 +406,14 @@ class Recorder:
                 node.op = pure
 
     # ------------------------------------------------------------------ calls and sizes
-    def note(self, func: Any, args: Any, kwargs: Any) -> Call | None:
+    def note(self, name: str, func: Any, args: Any, kwargs: Any) -> Call | None:
+        """A torch function that is called, if the numbers that it is given tell something."""
         integers: list[int] = []
         floats: list[TaggedFloat] = []
         plain: list[float] = []
         _add_numbers(integers, floats, plain, args)
-        _add_numbers(integers, floats, plain, kwargs.values())
+        if kwargs:
+            _add_numbers(integers, floats, plain, kwargs.values())
         if plain:
             self._written(func, plain)
         if func is _ATTEND and kwargs.get("scale") is None:
@@ -399,9 +421,9 @@ class Recorder:
             floats += [size**-0.5] if size else []
         if not integers and not floats:
             return None
-        name = function_name(func)
-        call = Call(name, integers, floats, self.stack[-1], self.counts[-1][name])
-        if any(i > 1 or i < -1 for i in integers):
+        path, before = self.stack[-1]
+        call = Call(name, integers, floats, path, self.counts[name] - before.get(name, 0))
+        if any(abs(int(i)) > 1 for i in integers):
             count = itertools.count()
             form = [_form(arg, count) for arg in (*args, *kwargs.values())]
             call.given = (
@@ -440,12 +462,12 @@ class Recorder:
         if type(arg) in _SCALARS:
             return arg
         if isinstance(arg, torch.Tensor):
-            own = self._ids.get(id(arg))
-            if own is not None and own[0]() is arg:
-                return Ref(own[1])
-            return Ref(self.value(arg) if id(arg) in self.names else -1)
+            own = self._refs.get(id(arg))
+            if own is not None:
+                return own[0]
+            return self.value(arg) if id(arg) in self.names else Ref(-1)
         if isinstance(arg, (list, tuple)):
-            return [self.known(item) for item in arg]
+            return [i if type(i) in _SCALARS else self.known(i) for i in arg]
         if type(arg) is dict:
             return {key: self.known(item) for key, item in arg.items()}
         return arg
@@ -466,10 +488,10 @@ class Recorder:
             for other in cell:  # it takes a projection to be there where these two differ
                 if self.program.values[hidden.id].shape != self.program.values[other.id].shape:
                     self.program.apart.append((hidden.id, other.id))
-        if name in _INDEXING and self.call is not None and args[0].id >= 0:
-            self._indexed(self.call, args[0].id)
-        if self.call is not None and not _states_sizes(name, args, kwargs):
+        if self.call is not None and name not in _INDEXING:
             self.call.invocation = Invocation(func, args, kwargs, self.known(result))
+        elif self.call is not None and args[0].id >= 0:
+            self._indexed(self.call, args[0].id)
 
     def _indexed(self, call: Call, value: int) -> None:
         """Take note of an indexing expression that states more bounds than PyTorch sliced by."""
@@ -484,14 +506,14 @@ class Recorder:
     def tag_shape(self, tensor: torch.Tensor, shape: torch.Size) -> torch.Size:
         if isinstance(tensor, FakeTensor):
             return shape  # a note in a program of torch.export on what it takes, not of this run
-        ident = self.value(tensor)
+        ident = self.value(tensor).id
         return torch.Size([TaggedInt(n, Size(ident, d)) for d, n in enumerate(shape)])
 
     def tag_size(self, args: Any, kwargs: Any, result: Any) -> Any:
         if isinstance(result, torch.Size):
             return self.tag_shape(args[0], result)
         dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-        return TaggedInt(result, Size(self.value(args[0]), dim % args[0].dim()))
+        return TaggedInt(result, Size(self.value(args[0]).id, dim % args[0].dim()))
 
 
 def _of_layers(nodes: Iterable[Node], before: int, after: int) -> Iterator[tuple[int, int]]:
@@ -507,11 +529,14 @@ def _of_layers(nodes: Iterable[Node], before: int, after: int) -> Iterator[tuple
             yield one, other
 
 
-def _states_sizes(name: str, args: list[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether the integers that a torch function was given are sizes, or bounds."""
+def _tells(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether more than the integers of a call matter: they are no sizes, or they index."""
     if name in _MAY_STATE_SIZES:
-        return any(isinstance(arg, list) for arg in (*args, *kwargs.values()))
-    return name in _STATES_SIZES
+        return not any(isinstance(arg, (list, tuple)) for arg in (*args, *kwargs.values()))
+    return name not in _STATES_SIZES or name in _INDEXING
+
+
+_NUMBERLESS = frozenset({torch.Tensor, nn.Parameter, bool, str, type(None)})
 
 
 def _add_numbers(
@@ -522,9 +547,12 @@ def _add_numbers(
     Of floats of unknown origin, 0 and 1 are left out: neither is computed from a size.
     """
     for arg in args:
-        if type(arg) is TaggedInt or type(arg) is int:
+        kind = type(arg)
+        if kind in _NUMBERLESS:
+            continue
+        if kind is TaggedInt or kind is int:
             integers.append(arg)
-        elif type(arg) is TaggedFloat:
+        elif kind is TaggedFloat:
             floats.append(arg)
         elif isinstance(arg, (tuple, list)):
             _add_numbers(integers, floats, plain, arg)
@@ -561,12 +589,11 @@ def _observed(recorder: Recorder) -> Iterator[None]:
             saved.append((attributes, dict(attributes)))
             own = recorder.attributes[path][1]
             kept = caches(module)
+            attributes["forward"] = _followed(standing_in(module), path, recorder)
             for name, value in own:
                 if type(value) is dict:  # what is put there meanwhile is gone with the copy
                     attributes[name] = {} if name in kept else dict(value)
-            attributes["forward"] = _followed(standing_in(module), path, recorder)
-            for name, value in own:
-                if type(value) is int:
+                elif type(value) is int:
                     if value > 1:  # no smaller number is the size of something that can be cut
                         source = Attribute(path, name)
                         known[source] = value
@@ -591,13 +618,11 @@ def _followed(forward: Callable[..., Any], path: str, recorder: Recorder) -> Cal
     """A forward that says on a stack which module is running."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        recorder.stack.append(path)
-        recorder.counts.append(Counter())
+        recorder.stack.append((path, recorder.counts.copy()))
         try:
             return forward(*args, **kwargs)
         finally:
             recorder.stack.pop()
-            recorder.counts.pop()
 
     run.__dict__["__func__"] = getattr(forward, "__func__", None)  # still a method, to who asks
     return run
@@ -733,7 +758,7 @@ def _run(model: nn.Module, recorder: Recorder, call: Any) -> None:
     if not program.inputs:
         for leaf in pytree.tree_leaves(call):
             if isinstance(leaf, torch.Tensor):
-                program.inputs.append(recorder.bind(leaf, live=True))
+                program.inputs.append(recorder.bind(leaf, live=True).id)
                 recorder.device = recorder.shadow.device if recorder.shadow else leaf.device
     with (
         torch.no_grad(),
@@ -749,9 +774,7 @@ def _run(model: nn.Module, recorder: Recorder, call: Any) -> None:
         program.keywords = tuple(kwargs)
         output = model(*args, **kwargs)
         open_dataclasses(output)
-        program.outputs = pytree.tree_map_only(
-            torch.Tensor, lambda tensor: Ref(recorder.value(tensor)), output
-        )
+        program.outputs = pytree.tree_map_only(torch.Tensor, recorder.value, output)
 
 
 def _raised_in(recorder: Recorder, error: Exception) -> str:

@@ -73,27 +73,27 @@ class Shadow:
             TypeError: operands on two devices, or a contraction of two dtypes.
         """
         own, stale = self.own, self._stale
-        if not any(t.is_meta or id(t) in own or (stale and storage(t) in stale) for t in tensors):
+        real = [t for t in tensors if not t.is_meta]
+        if len(real) == len(tensors) and not any(
+            id(t) in own or (stale and storage(t) in stale) for t in real
+        ):
             return func(*args, **kwargs)
-        if func._schema.is_mutable and not tensors[0].is_meta:
+        name, mutable, short_cut = _facts(func)
+        if mutable and not tensors[0].is_meta:
             stale.add(storage(tensors[0]))  # what is written to it has no values
-        name = func._schema.name[6:]
-        self._check(name, tensors)
-        if not kwargs and name in _SHORT_CUTS:
-            done = _SHORT_CUTS[name](args)
+        for tensor in real:
+            if tensor.device != self.device and tensor.dim():
+                raise TypeError(f"{name}: tensors on {tensor.device} and on {self.device}")
+        if name in _CONTRACTIONS and len({t.dtype for t in tensors}) > 1:
+            dtypes = sorted({str(t.dtype) for t in tensors})
+            raise TypeError(f"{name}: operands of {' and '.join(dtypes)}")
+        if short_cut is not None and not kwargs:
+            done = short_cut(args)
             if done is not None:
                 return done
         if "device" in kwargs:
             kwargs = {**kwargs, "device": META}
         return func(*map(self._swap, args), **{k: self._swap(arg) for k, arg in kwargs.items()})
-
-    def _check(self, name: str, tensors: list[Tensor]) -> None:
-        for tensor in tensors:
-            if not (tensor.is_meta or tensor.device == self.device) and tensor.dim():
-                raise TypeError(f"{name}: tensors on {tensor.device} and on {self.device}")
-        if name in _CONTRACTIONS and len({t.dtype for t in tensors}) > 1:
-            dtypes = sorted({str(t.dtype) for t in tensors})
-            raise TypeError(f"{name}: operands of {' and '.join(dtypes)}")
 
     def _swap(self, arg: Any) -> Any:
         if isinstance(arg, Tensor):
@@ -101,6 +101,13 @@ class Shadow:
         if type(arg) in (list, tuple) and any(type(item) is not int for item in arg):
             return [self._swap(item) for item in arg]
         return arg
+
+
+@functools.cache
+def _facts(func: Any) -> tuple[str, bool, Callable[[Args], Any] | None]:
+    """The name of an operation, whether it changes an operand, and its short cut."""
+    name = func._schema.name[6:]
+    return name, func._schema.is_mutable, _SHORT_CUTS.get(name)
 
 
 def storage(tensor: Tensor) -> int:
@@ -177,10 +184,29 @@ def _batch_norm(args: Args) -> tuple[Tensor, ...] | None:
 def _layer_norm(args: Args) -> tuple[Tensor, ...] | None:
     x, normalized = args[0], args[1]
     last = x.dim() - len(normalized)
-    if not _plain(x) or x.dtype in _HALVES or list(x.shape[last:]) != list(normalized):
+    if not x.is_floating_point() or x.dtype in _HALVES or list(x.shape[last:]) != list(normalized):
         return None
     shape = (*x.shape[:last], *(1 for _ in normalized))
     return _empty(x.shape, x), _empty(shape, x), _empty(shape, x)
+
+
+def _group_norm(args: Args) -> tuple[Tensor, ...] | None:
+    x, _, _, batch, channels, space, groups, _ = args
+    fits = groups > 0 and channels % groups == 0 and x.numel() == batch * channels * space
+    if not fits or not _plain(x) or x.dtype in _HALVES:
+        return None
+    return _empty(x.shape, x), _empty((batch, groups), x), _empty((batch, groups), x)
+
+
+def _cat(args: Args) -> Tensor | None:
+    first, dim = args[0][0], args[1] if len(args) > 1 else 0
+    rests = {(x.dtype, *x.shape[:dim], None, *x.shape[dim:][1:]) for x in args[0]}
+    fits = len(rests) == 1 and -first.dim() <= dim < first.dim()
+    if not fits or not all(map(_plain, args[0])):
+        return None
+    shape = list(first.shape)
+    shape[dim] = sum(x.shape[dim] for x in args[0])
+    return _empty(tuple(shape), first)
 
 
 def _addmm(args: Args) -> Tensor | None:
@@ -203,7 +229,9 @@ _SHORT_CUTS: dict[str, Callable[[Args], Any]] = {
     "convolution": _convolution,
     "native_batch_norm": _batch_norm,
     "native_layer_norm": _layer_norm,
+    "native_group_norm": _group_norm,
     "addmm": _addmm,
+    "cat": _cat,
     "mean": _mean,
     "_softmax": _elementwise,
     "_safe_softmax": _elementwise,
