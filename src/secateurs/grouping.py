@@ -10,7 +10,7 @@ import numpy as np
 from .members import Group, Member
 from .trace import attention
 from .trace.analyse import Analysis
-from .trace.balance import split_cells
+from .trace.balance import Cell, split_cells
 from .trace.labels import Factor, Ints, find, leaves
 from .trace.program import owner
 from .units import Units
@@ -96,15 +96,16 @@ class Grouping:
 
     def _balance(self) -> None:
         """Turn 'equal counts from each block of this axis' into a block number per unit."""
-        cells: dict[int, list[tuple[int, int]]] = {}
+        cells: list[Cell] = [()]
+        cell_of = np.zeros(len(self.group_of), dtype=np.int64)
         merged = np.arange(len(self.groups))
         spoiled: dict[int, str] = {}
         for number, (labels, reason) in enumerate(self.analysis.labels.balanced):
             blocks = labels.shape[0]
             positions, units = self.units.locate(labels.ravel())
             touched, row = np.unique(units, return_inverse=True)
-            counts = np.zeros((len(touched), blocks), dtype=np.int64)
-            np.add.at(counts, (row, positions // labels.shape[1]), 1)
+            at = row * blocks + positions // labels.shape[1]
+            counts = np.bincount(at, minlength=len(touched) * blocks).reshape(-1, blocks)
             odd = (counts != counts[:, :1]).any(axis=1)
             uneven, counts = touched[odd], counts[odd]
             if not len(uneven):
@@ -120,15 +121,17 @@ class Grouping:
                 why = f"{reason}: no equal count can go from each"
                 spoiled |= dict.fromkeys(uneven.tolist(), why)
                 continue
-            for unit, b in zip(uneven.tolist(), block.tolist(), strict=True):
-                cells.setdefault(unit, []).append((number, b))
+            span = int(block.max()) + 1
+            found, which = np.unique(cell_of[uneven] * span + block, return_inverse=True)
+            cell_of[uneven] = len(cells) + which  # each goes on to a cell within its own
+            cells += [(*cells[code // span], (number, code % span)) for code in found.tolist()]
             owners = np.unique(merged[self.group_of[uneven]])
             merged[np.isin(merged, owners)] = owners[0]
         self._merge(merged)
-        for group in self.groups if cells else ():
-            own = [tuple(cells.get(unit, ())) for unit in group.units.tolist()]
-            if any(own):
-                group.balance = split_cells(own)
+        for group in self.groups:
+            own = cell_of[group.units]
+            if own.any():
+                group.balance = split_cells(cells, own)
                 if group.balance is None:
                     spoiled[int(group.units[0])] = "its balance constraints overlap only in part"
                 elif min(map(len, group.blocks())) == 1:

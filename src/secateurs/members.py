@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .trace.balance import places
 from .trace.labels import Ints
 from .trace.program import owner
 
@@ -85,8 +86,7 @@ class Group:
         """The unit indices of each balance block; one block where there is no constraint."""
         if self.balance is None:
             return [np.arange(self.size)]
-        order = np.argsort(self.balance, kind="stable")
-        return np.split(order, np.flatnonzero(np.diff(self.balance[order])) + 1)
+        return places(self.balance)
 
     def allowed(self, each: int) -> int:
         """The most units, but no more than `each`, that may go from every block."""

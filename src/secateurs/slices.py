@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -11,12 +12,13 @@ import torch
 
 from .trace.labels import Ints
 
-# (id of a list of indices, size) -> which runs of one length stay, and that length
-Known: TypeAlias = dict[tuple[int, int], tuple[torch.Tensor, int]]
+# what stays along a dimension: its indices, and the numbers of equal runs and their length
+Kept: TypeAlias = tuple[torch.Tensor, torch.Tensor, int]
+# by the id of the list of indices that go, the size, and the device
+Known: TypeAlias = dict[tuple[int, int, torch.device], Kept]
 
-_CACHED = 1 << 21  # bytes that stay in a processor's cache from one pass to the next
-_LINE = 32  # bytes from which a copy costs less than to look up where it is from
-_HUGE = 1 << 22  # bytes from which NumPy asks for huge pages, which are far quicker to fill
+_CACHED = 1 << 20  # bytes that stay in a processor's cache from one pass to the next
+_HUGE = 1 << 21  # bytes of a huge page, far quicker to fill than as much memory in small ones
 
 
 def complement(indices: Sequence[int] | Ints, size: int) -> Ints:
@@ -51,9 +53,12 @@ class Slices:
         blocks, size = self.removed[dim], self.shape[dim]
         return size * len(blocks), (size - len(blocks[0])) * len(blocks)
 
-    def keep(self, dim: int) -> list[Ints]:
-        """The indices that stay along a dimension, per block."""
-        return [complement(gone, self.shape[dim]) for gone in self.removed.get(dim, [[]])]
+    def keep(self, dim: int) -> Ints:
+        """The indices that stay along a dimension, (blocks, indices)."""
+        gone = np.array(self.removed.get(dim, [[]]), dtype=np.int64)
+        mask = np.ones((len(gone), self.shape[dim]), dtype=bool)
+        np.put_along_axis(mask, gone, False, axis=1)
+        return np.nonzero(mask)[1].reshape(len(gone), -1)
 
     def cut(self, tensor: torch.Tensor, known: Known | None = None) -> torch.Tensor:
         """The tensor without what it loses, in memory of its own.
@@ -68,60 +73,49 @@ class Slices:
         tensor, known = tensor.detach(), {} if known is None else known
         if not self.removed:
             return tensor.clone()
-        if 0 in self.new_shape:
-            return tensor.new_empty(self.new_shape)
-        dims, blocks = list(self.removed), max([len(gone) for gone in self.removed.values()])
-        if blocks == 1 and (len(dims) == 1 or tensor.nbytes <= _CACHED):
-            return self._select(tensor, dims, 0, known).contiguous()
-        if blocks == 1 and sorted(dims) == [0, 1]:
-            index, run = self._kept(tensor, 1, 0, known)
-            if run * tensor[0, 0].nbytes >= _LINE:
-                return self._cut_lines(tensor, index, run)
-        out, done = _empty(self.new_shape, tensor), 0
-        columns = [dim for dim in sorted(dims) if dim]
-        few = max(1, _CACHED // tensor[0].nbytes)
-        for block, rows in enumerate(np.split(self.keep(0)[0], self._bounds(blocks))):
-            for chosen in torch.from_numpy(rows).to(tensor.device).split(few):
-                piece = self._select(tensor.index_select(0, chosen), columns, block, known)
-                out[done : done + len(chosen)] = piece
-                done += len(chosen)
+        if any(len(blocks) > 1 for blocks in self.removed.values()):
+            return self._cut_blocks(tensor)
+        kept = {dim: self._kept(dim, tensor.device, known) for dim in sorted(self.removed)}
+        if tensor.nbytes <= _CACHED:
+            return _select(tensor, kept).contiguous()
+        out = _empty(self.new_shape, tensor)
+        few = max(1, _CACHED * len(tensor) // tensor.nbytes)
+        if 0 not in kept:
+            for part, into in zip(tensor.split(few), out.split(few), strict=True):
+                _select(part, kept, into)
+        else:
+            for rows, into in zip(kept[0][0].split(few), out.split(few), strict=True):
+                _select(tensor, {**kept, 0: (rows, rows, 1)}, into)
         return out
 
-    def _bounds(self, blocks: int) -> Ints:
-        """Where each block but the first begins among the rows that stay."""
-        return np.searchsorted(self.keep(0)[0], np.arange(1, blocks) * (self.shape[0] // blocks))
+    def _kept(self, dim: int, device: torch.device, known: Known) -> Kept:
+        """What stays along a dimension that has one block.
 
-    def _select(
-        self, part: torch.Tensor, dims: Iterable[int], block: int, known: Known
-    ) -> torch.Tensor:
-        for dim in dims:
-            index, run = self._kept(part, dim, block, known)
-            if run == 1:
-                part = part.index_select(dim, index)
-            else:
-                runs = part.unflatten(dim, (-1, run)).index_select(dim, index)
-                part = runs.flatten(dim, dim + 1)
-        return part
-
-    def _kept(
-        self, part: torch.Tensor, dim: int, block: int, known: Known
-    ) -> tuple[torch.Tensor, int]:
-        """What stays along a dimension, as the numbers of equal runs, and their length."""
-        gone = self.removed[dim][block % len(self.removed[dim])]
-        key = (id(gone), self.shape[dim])
+        A flattened channel leaves as a run of columns: whole runs move faster than columns.
+        """
+        gone, size = self.removed[dim][0], self.shape[dim]
+        key = (id(gone), size, device)
         if key not in known:
-            kept, run = _runs(complement(gone, self.shape[dim]), self.shape[dim])
-            known[key] = (torch.from_numpy(kept).to(part.device), run)
+            mask = np.ones(size, dtype=bool)
+            mask[gone] = False
+            edges = np.flatnonzero(mask[1:] != mask[:-1]) + 1
+            run = int(np.gcd.reduce(edges, initial=size)) or 1
+            index = torch.from_numpy(np.flatnonzero(mask)).to(device)
+            known[key] = index, index if run == 1 else index[::run] // run, run
         return known[key]
 
-    def _cut_lines(self, tensor: torch.Tensor, columns: torch.Tensor, run: int) -> torch.Tensor:
-        """Rows and columns cut in one pass; a column is `run` indices and all that follows."""
-        rows = torch.from_numpy(self.keep(0)[0]).to(tensor.device)
-        index = (rows[:, None] * (self.shape[1] // run) + columns).flatten()
-        out = _empty(self.new_shape, tensor)
-        lines = tensor.reshape(self.shape[0] * self.shape[1] // run, -1)
-        torch.index_select(lines, 0, index, out=out.view(len(index), -1))
-        return out
+    def _cut_blocks(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same where blocks of rows lose other indices each."""
+        rows = self.keep(0)[0]
+        part = tensor.index_select(0, torch.from_numpy(rows).to(tensor.device))
+        for dim in sorted(self.removed.keys() - {0}):
+            keep, lines = self.keep(dim), part.movedim(dim, 1)
+            of_row = keep[rows * len(keep) // self.shape[0]]
+            index = np.arange(len(rows))[:, None] * self.shape[dim] + of_row
+            chosen = torch.from_numpy(index.ravel()).to(tensor.device)
+            part = lines.flatten(0, 1).index_select(0, chosen)
+            part = part.unflatten(0, index.shape).movedim(1, dim)
+        return part.contiguous()
 
     def then(self, other: Slices) -> Slices:
         """This cut followed by another, as one cut of the original tensor."""
@@ -129,7 +123,7 @@ class Slices:
         for dim in sorted({*self.removed, *other.removed}):
             first, second = self.keep(dim), other.keep(dim)
             blocks = max(len(first), len(second))
-            first, second = (side * (blocks // len(side)) for side in (first, second))
+            first, second = (np.tile(side, (blocks // len(side), 1)) for side in (first, second))
             removed[dim] = [
                 complement(a[b], self.shape[dim]).tolist()
                 for a, b in zip(first, second, strict=True)
@@ -137,20 +131,30 @@ class Slices:
         return Slices(self.shape, removed)
 
 
-def _runs(kept: Ints, size: int) -> tuple[Ints, int]:
-    """The same indices as the numbers of equal runs, as long as can be, and their length.
-
-    A flattened channel leaves as a run of columns: whole runs move faster than columns.
-    """
-    breaks = np.flatnonzero(kept[1:] - kept[:-1] != 1) + 1
-    edges = (np.array([size, len(kept), kept[0]]), kept[breaks], breaks)
-    run = int(np.gcd.reduce(np.concatenate(edges)))
-    return kept[::run] // run, run
+def _select(
+    part: torch.Tensor, kept: dict[int, Kept], out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What stays of a tensor, cut dimension by dimension, and into `out` at last."""
+    last = next(reversed(kept))
+    for dim, (_, runs, run) in kept.items():
+        into = out if dim == last else None
+        if run > 1:
+            part = part.unflatten(dim, (-1, run))
+            into = None if into is None else into.unflatten(dim, (-1, run))
+        part = torch.index_select(part, dim, runs, out=into)
+        if run > 1:
+            part = part.flatten(dim, dim + 1)
+    return part
 
 
 def _empty(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    """An empty tensor of this shape."""
-    out = torch.empty(shape, dtype=like.dtype, device="meta")
-    if like.device.type != "cpu" or out.nbytes < _HUGE:
-        return torch.empty_like(out, device=like.device)
-    return torch.from_numpy(np.empty(out.nbytes, np.uint8)).view(like.dtype).view(shape)
+    """An empty tensor of this shape, in huge pages where it fills some.
+
+    NumPy asks for them where it makes two or more.
+    """
+    size = math.prod(shape) * like.itemsize
+    if like.device.type != "cpu" or size < _HUGE:
+        return like.new_empty(shape)
+    room = np.empty(size + _HUGE, dtype=np.uint8)
+    start = -room.ctypes.data % _HUGE
+    return torch.from_numpy(room[start : start + size]).view(like.dtype).view(shape)

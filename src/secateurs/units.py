@@ -11,6 +11,8 @@ from .trace.analyse import Analysis
 from .trace.labels import Axis, Factor, Ints, axis_size, find, leaves
 from .trace.resolve import Resolved, resolve
 
+_NONE: Ints = np.zeros(0, dtype=np.int64)
+
 
 class Units:
     """Every class of labels that can go by itself and holds a slice of the model, numbered.
@@ -26,7 +28,7 @@ class Units:
         self.analysis = analysis
         self.slots = list(_slots(analysis))
         self.resolved: Resolved = resolve(analysis.labels)
-        self.classes: Ints = np.zeros(0, dtype=np.int64)
+        self.classes: Ints = _NONE
         self.unit_of: Ints = np.full(len(self.resolved.root), -1)
         self._incidence: dict[int, tuple[Ints, Ints]] = {}
         self._families: dict[Axis, list[tuple[Ints, int]]] = {}
@@ -36,21 +38,14 @@ class Units:
         """Every class that can go by itself and holds a slice of the model is a unit."""
         resolved = self.resolved
         distinct = {id(part): part.labels for _, _, parts in self.slots for part in parts}
+        labels = [own for own in distinct.values() if own is not None]
         held = np.zeros(len(resolved.root), dtype=bool)
-        for labels in distinct.values():
-            if labels is not None:
-                held[resolved.root[labels]] = True
-        classes = np.flatnonzero(held)
-        product = np.isin(classes, np.fromiter(resolved.products, dtype=np.int64))
-        base = set(classes[~product & ~resolved.frozen[classes]].tolist())
-        todo = classes[product].tolist()
-        while todo:
-            cls = todo.pop()
-            if cls in resolved.products:
-                todo += resolved.products[cls]
-            elif not resolved.frozen[cls]:
-                base.add(cls)
-        self.classes = np.array(sorted(base), dtype=np.int64)
+        held[resolved.root[np.concatenate(labels or [_NONE])]] = True
+        product, left, right = resolved.triples
+        while (new := held[product] & ~(held[left] & held[right])).any():
+            held[left[new]] = held[right[new]] = True
+        held[product] = False
+        self.classes = np.flatnonzero(held & ~resolved.frozen)
         self.unit_of[self.classes] = np.arange(len(self.classes))
 
     def freeze(self, units: Ints, reason: str) -> None:
@@ -67,8 +62,7 @@ class Units:
         factor = find(factor)
         known = self._incidence.get(id(factor))
         if known is None:
-            none = np.zeros(0, dtype=np.int64)
-            known = (none, none) if factor.labels is None else self.locate(factor.labels)
+            known = (_NONE, _NONE) if factor.labels is None else self.locate(factor.labels)
             self._incidence[id(factor)] = known
         return known
 
@@ -108,8 +102,7 @@ class Units:
             lines = np.moveaxis(everywhere, d, 0)[positions].reshape(len(positions), -1)
             where.append(lines.ravel())
             which.append(np.repeat(units, lines.shape[1]))
-        none = [np.zeros(0, dtype=np.int64)]
-        return np.concatenate(where or none), np.concatenate(which or none)
+        return np.concatenate(where or [_NONE]), np.concatenate(which or [_NONE])
 
     def families(self, parts: Axis) -> list[tuple[Ints, int]]:
         """(units in order of position, slices per unit) for each family on an axis."""

@@ -139,4 +139,5 @@ def few(group: Group) -> list[int]:
     """About a quarter of a group's units, equally many of every block."""
     blocks = group.blocks()
     count = group.allowed(max(1, min(map(len, blocks)) // 4))
-    return [int(unit) for block in blocks for unit in np.asarray(block)[:count]]
+    chosen: list[int] = np.concatenate([block[:count] for block in blocks]).tolist()
+    return chosen

@@ -8,8 +8,9 @@ the other one, twice as many must go from that one: it is split in two.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -19,18 +20,27 @@ from .labels import Ints
 Cell: TypeAlias = tuple[tuple[int, int], ...]  # (constraint, block) of each that it lies in
 
 
-def split_cells(cells: Sequence[Cell]) -> Ints | None:
-    """A block number for each unit, given its cell; None if no equal counts would do.
+def places(numbers: Ints) -> list[Ints]:
+    """Where each number stands, in the order of the numbers.
 
-    >>> halves = [((0, 0), (1, 0))] * 2 + [((0, 0), (1, 1))] * 2 + [((0, 1),)] * 4
-    >>> split_cells(halves).tolist()
+    >>> [where.tolist() for where in places(np.array([7, 5, 7]))]
+    [[1], [0, 2]]
+    """
+    order = np.argsort(numbers, kind="stable")
+    ends = np.flatnonzero(np.diff(numbers[order])) + 1
+    return [order[a:b] for a, b in pairwise((0, *ends.tolist(), len(numbers)))]
+
+
+def split_cells(cells: Sequence[Cell], numbers: Ints) -> Ints | None:
+    """A block number for each unit, given the number of its cell; None if no equal counts would do.
+
+    >>> cells = [((0, 0), (1, 0)), ((0, 0), (1, 1)), ((0, 1),)]
+    >>> split_cells(cells, np.array([0, 0, 1, 1, 2, 2, 2, 2])).tolist()
     [0, 0, 1, 1, 2, 2, 3, 3]
     """
-    members: dict[Cell, list[int]] = {}
-    for unit, cell in enumerate(cells):
-        members.setdefault(cell, []).append(unit)
+    members = {cells[numbers[units[0]]]: units for units in places(numbers)}
     shares = _shares(sorted(members))
-    blocks, first = np.zeros(len(cells), dtype=np.int64), 0
+    blocks, first = np.zeros(len(numbers), dtype=np.int64), 0
     for cell, share in shares.items():
         units = members[cell]
         if len(units) % share:
@@ -60,8 +70,8 @@ def _shares(cells: Sequence[Cell]) -> dict[Cell, int]:
 
 def _held(shares: Mapping[Cell, int]) -> dict[int, Counter[tuple[int, int]]]:
     """Constraint -> how much of it lies in each of its blocks."""
-    out: dict[int, Counter[tuple[int, int]]] = {}
+    out: defaultdict[int, Counter[tuple[int, int]]] = defaultdict(Counter)
     for cell, share in shares.items():
         for place in cell:
-            out.setdefault(place[0], Counter())[place] += share
+            out[place[0]][place] += share
     return out
