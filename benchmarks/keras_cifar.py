@@ -158,9 +158,10 @@ def page(lines: list[dict[str, Any]]) -> str:
     rows = [row for line in lines for row in _rows(line)]
     head = ["backend", "seed", "network", "MACs", "params", "held out", "test", "points"]
     head += ["on the clock", "of a processor"]
-    pruned, uncut = (
-        " and ".join(f"{_points(line, name):+.2f}" for line in lines) for name in (PRUNED, UNCUT)
-    )
+    gains = [[_points(line, name) for name in (PRUNED, UNCUT)] for line in lines]
+    pruned = " and ".join(f"{mine:+.2f}" for mine, _ in gains)
+    uncut = " and ".join(f"{other:+.2f}" for _, other in gains)
+    beside = " and ".join(f"{mine - other:+.2f}" for mine, other in gains)
     last = lines[-1]
     return f"""# A trained Keras network at half of its MACs
 
@@ -180,9 +181,10 @@ table. The test images are read once, at the end. The authors may have trained o
 training images, so that only the test images are new to the network.
 
 The aim was to lose at most one point of test accuracy, after a fine-tuning that a CPU does in
-minutes. The pruned network gives {pruned} points beside the network as trained. Fine-tuned alike,
-but not cut, it gives {uncut}: what is gained is the fine-tuning's. That one had as many batches at
-the same rates, {last["batches"]} before the {last["epochs"]} epochs.
+minutes. Beside the network as trained, the pruned one has {pruned} points. The uncut one has
+{uncut} when it is fine-tuned alike: with as many batches, {last["batches"]} before the
+{last["epochs"]} epochs, at the same rates and with the same targets. Beside that network, the
+pruned one has {beside}, which is what the cut itself makes of the accuracy.
 
 {markdown(head, rows)}
 
