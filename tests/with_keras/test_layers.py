@@ -68,6 +68,8 @@ IMAGES: dict[str, Callable[[int], list[Any]]] = {
     "average-pool": lambda _: [L.AveragePooling2D(2, padding="same")],
     "global-max": lambda _: [L.GlobalMaxPooling2D(keepdims=True)],
     "global-average": lambda _: [L.GlobalAveragePooling2D()],
+    "adaptive-average-pool": lambda _: [L.AdaptiveAveragePooling2D((4, 5))],
+    "adaptive-max-pool": lambda _: [L.AdaptiveMaxPooling2D((4, 5))],
     "pads-and-crops": lambda _: [
         L.ZeroPadding2D((1, 2)), L.Cropping2D(((1, 0), (2, 1))), L.UpSampling2D(2)
     ],
@@ -156,11 +158,17 @@ NETWORKS: dict[str, Callable[[], Any]] = {
         lambda: L.ZeroPadding1D(2), lambda: L.MaxPooling1D(2), lambda: L.UpSampling1D(3),
         lambda: L.Cropping1D(1), lambda: L.AveragePooling1D(2), lambda: L.SpatialDropout1D(0.1),
     ),
+    "adaptive-pools1d": tokens(
+        lambda: L.AdaptiveAveragePooling1D(4), lambda: L.AdaptiveMaxPooling1D(3)
+    ),
     "conv3d": volume(),
     "transposed3d": volume(lambda: L.Conv3DTranspose(7, 2)),
     "pools3d": volume(
         lambda: L.ZeroPadding3D(1), lambda: L.MaxPooling3D(2), lambda: L.UpSampling3D(2),
         lambda: L.Cropping3D(1), lambda: L.AveragePooling3D(2), lambda: L.SpatialDropout3D(0.1),
+    ),
+    "adaptive-pools3d": volume(
+        lambda: L.AdaptiveAveragePooling3D(3), lambda: L.AdaptiveMaxPooling3D(2)
     ),
     "add": merged(L.Add),
     "subtract": merged(L.Subtract),
@@ -187,6 +195,15 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "bidirectional-sum": tokens(lambda: L.Bidirectional(L.LSTM(5), merge_mode="sum")),
     "cells": tokens(lambda: L.RNN([L.GRUCell(5), L.LSTMCell(4)])),
     "conv-lstm": frames(lambda: L.ConvLSTM2D(4, 3, padding="same", return_sequences=True)),
+    "conv-lstm1d": lambda: chain(
+        (3, 5, 2), L.TimeDistributed(conv(6, rank=1)),
+        L.ConvLSTM1D(5, 2, padding="same", return_sequences=True), L.ConvLSTM1D(4, 2), L.Flatten(),
+        L.Dense(2),
+    ),
+    "conv-lstm3d": lambda: chain(
+        (2, 3, 3, 3, 2), L.TimeDistributed(conv(6, rank=3)), L.ConvLSTM3D(4, 2, padding="same"),
+        L.Flatten(), L.Dense(2),
+    ),
     "time-distributed": tokens(
         lambda: L.TimeDistributed(L.Dense(5)), lambda: L.TimeDistributed(L.Dense(4))
     ),

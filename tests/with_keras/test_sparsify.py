@@ -133,6 +133,49 @@ def test_a_pattern_lies_along_what_a_weight_reads() -> None:
         sc.sparsify(model, x, Y, pattern="2:7", updates=1, progress=False)
 
 
+def test_thresholds_are_those_of_the_paper_and_other_layers_stay_whole() -> None:
+    model, chosen = network(), {"first": 0.5, "head": -0.2}
+    result = sparsify(model, thresholds=chosen, updates=1, every=1)  # one look, at the start
+    assert set(result.masks) == {f"{layer}/{own}" for layer in chosen for own in ("kernel", "bias")}
+    for layer, c in chosen.items():
+        start = {v.name: np.abs(array(v)) for v in model.get_layer(layer).weights}
+        own = np.concatenate([values.ravel() for values in start.values()]).astype("float64")
+        threshold = own.mean() + c * own.std()
+        for name, values in start.items():
+            kept = bits(result.masks, f"{layer}/{name}")
+            np.testing.assert_array_equal(kept, values > 0.9 * threshold)
+            after = array(getattr(result.model.get_layer(layer), name))
+            np.testing.assert_array_equal(after != 0, kept)
+    assert result.masks.compression > 1
+    assert (array(result.model.get_layer("second").kernel) != 0).all()
+
+
+def test_layers_are_masked_in_turns() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def look(_: Any, now: Any) -> None:
+        layers = (now.get_layer(name) for name in ("first", "second", "head"))
+        seen.append(
+            tuple(sum(int((array(v) != 0).sum()) for v in layer.weights) for layer in layers)
+        )
+
+    sparsify(
+        network(),
+        sparsity={"first": 0.5, "head": 0.75},
+        turns=["head", "first"],
+        schedule="one-shot",
+        updates=8,
+        every=1,
+        gamma=0.0,
+        evaluate_every=1,
+        callbacks=[look],
+    )
+    whole, head, both = (95, 184, 51), (95, 184, 12), (47, 184, 12)
+    assert seen == [whole] + [head] * 3 + [both] * 5
+    with pytest.raises(ConfigError, match="matches no layer; did you mean 'first'"):
+        sparsify(network(), sparsity=0.5, turns=["frist"])
+
+
 def test_without_splicing_nothing_comes_back_and_with_it_something_does() -> None:
     def kept(splice: bool) -> list[Any]:
         model, seen = network(), []
