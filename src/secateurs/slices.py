@@ -148,13 +148,13 @@ def _select(
 
 
 def _empty(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    """An empty tensor of this shape, in huge pages where it fills some.
+    """An empty tensor of this shape, in huge pages where it fills most of one.
 
-    NumPy asks for them where it makes two or more.
+    NumPy asks for them in memory that holds two or more.
     """
     size = math.prod(shape) * like.itemsize
-    if like.device.type != "cpu" or size < _HUGE:
+    if like.device.type != "cpu" or size < _HUGE * 3 // 4:
         return like.new_empty(shape)
-    room = np.empty(size + _HUGE, dtype=np.uint8)
+    room = np.empty(size + 2 * _HUGE, dtype=np.uint8)
     start = -room.ctypes.data % _HUGE
     return torch.from_numpy(room[start : start + size]).view(like.dtype).view(shape)
