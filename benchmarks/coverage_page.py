@@ -271,9 +271,10 @@ processor time each, an export 180.
   cannot do it either; so for the exports. '–': not measured.
 - **seconds, MiB**: trace, groups, plan and apply in float32, in place, on one thread: processor
   time, and the most memory above what the process had before. A small network is cut first, so that
-  what PyTorch loads once is not counted.
+  what PyTorch loads once is not counted, nor is the garbage of imports. Neither side scores: the
+  units that go are random.
 - **Torch-Pruning**: {peer}, told which tensors are the outputs and to leave the last layer
-  alone, 30% by magnitude. Each of its groups is checked too where that is possible: the network
+  alone, 30% at random. Each of its groups is checked too where that is possible: the network
   with the group's reads zeroed against the network without it. 'no end': more than {limit} seconds.
 
 {table}

@@ -1,7 +1,8 @@
 """One network of the coverage table under Torch-Pruning, called generically, in its own process.
 
-As its README says: an importance by magnitude, a pruner over the whole model, the last layer
-ignored, one step. It is told which tensors are outputs, and nothing of heads or bare parameters.
+As its README says: an importance, a pruner over the whole model, the last layer ignored, one step.
+The importance is random, as our plan is, so that neither side scores. It is told which tensors are
+outputs, and nothing of heads or bare parameters.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def pruner_of(model: nn.Module, inputs: Any) -> tp.pruner.BasePruner:
     return tp.pruner.BasePruner(
         model,
         inputs,
-        importance=tp.importance.MagnitudeImportance(p=2),
+        importance=tp.importance.RandomImportance(),
         pruning_ratio=FRACTION,
         ignored_layers=last,
         output_transform=differentiable,
