@@ -168,3 +168,22 @@ def test_what_a_module_remembers_is_left_alone_and_made_anew_where_it_was_cut(
     small = sc.apply(model, graph.plan({"a": [0, 1, 2]}), inplace=inplace)
     assert torch.allclose(small(x), expected)
     assert inplace or model.known == before
+
+
+def test_freed_memory_is_not_taken_for_what_is_in_its_place_later() -> None:
+    """A live value that was written to some memory made constants live that had been there."""
+
+    class Looks(nn.Module):
+        def __init__(self, constants: int) -> None:
+            super().__init__()
+            self.constants, self.fc = constants, nn.Linear(4, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert bool(x.isfinite().all())  # so that it runs on values
+            scale = sum(float(torch.zeros(2, 8).sum()) for _ in range(self.constants))
+            return torch.zeros(2, 8).add_(self.fc(x)) + scale
+
+    programs = [sc.trace(Looks(n), torch.randn(2, 4)).program for n in (0, 20)]
+    assert not any(program.on_shapes for program in programs)
+    few, many = (sum(value.live for value in program.values) for program in programs)
+    assert few == many

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch._decomp import decomposition_table
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -270,6 +271,7 @@ class Recorder:
         self.paths = {id(m): path for path, m in reversed(self.modules.items())}
         self._refs: dict[int, tuple[Ref, object]] = {}  # by the id of a tensor; what watches it
         self._storage: dict[int, int] = {}
+        self._weak: list[StorageWeakRef] = []
         self._inplace: list[tuple[int, int]] = []
         self.names: dict[int, str] = {}
         self.attributes = {path: (m, own_attributes(m)) for path, m in self.modules.items()}
@@ -290,8 +292,10 @@ class Recorder:
         else:
             gone = functools.partial(self._forget, key, ref)
             self._refs[key] = (ref, weakref.ref(tensor, gone))
-        try:  # noqa: SIM105 - a context manager here costs as much as all the rest
+        try:
             self._storage[ref.id] = storage(tensor) if shadow is None else shadow.storage(tensor)
+            if not tensor.is_meta:  # else another memory could get its number when it is freed
+                self._weak.append(StorageWeakRef(tensor.untyped_storage()))
         except (RuntimeError, NotImplementedError):
             pass  # not every tensor has one
         return ref
