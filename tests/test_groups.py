@@ -175,7 +175,7 @@ ORDINARY = {
     "output of the network",
     "kernel axis",
     "an axis of one index",
-    "it runs in training mode only",  # inside GoogLeNet's auxiliary heads
+    "no output in eval mode depends on it",  # inside GoogLeNet's auxiliary heads
     "output of the network in training mode",
 }
 

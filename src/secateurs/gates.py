@@ -26,13 +26,13 @@ from .reach import unreached
 from .surgery.replay import Replayed
 from .trace.analyse import Read, analyse
 from .trace.labels import Axis
-from .trace.program import Instead, Intercept, Node, Ref
+from .trace.program import Instead, Intercept, Node, Program, Ref
 from .trace.record import as_call, evaluating, input_tensors, model_tensors
 from .trace.sizes import resized_args
 from .unseen import unseen
 from .ways import turning
 
-# The largest relative error that rounding explains, by the precision of the output.
+# The largest relative error that rounding explains, by precision.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
 
@@ -45,8 +45,8 @@ class Proof:
             statistics over the units that stay.
         max_error: the largest absolute difference of any output.
         max_relative_error: the same over the largest absolute value of the reference.
-        tolerance: the relative error that rounding explains at this precision: 1e-9 in float64,
-            1e-3 in float32, more below.
+        tolerance: the relative error that rounding explains at the precision of the outputs, or
+            of what the model rounds to on the way: 1e-9 in float64, 1e-3 in float32, more below.
         replay: whether the cut model is a static program.
 
     >>> proof = Proof(exact=True, max_error=4e-16, max_relative_error=2e-16, tolerance=1e-9)
@@ -325,17 +325,18 @@ def verify(
             result = small(*args, **kwargs)
     except Exception as error:
         raise LawError(f"the cut model does not run: {type(error).__name__}: {error}") from error
-    return _compare(plan, reference, result)
+    return _compare(plan, graph.program, reference, result)
 
 
-def _compare(plan: Plan, reference: Any, result: Any) -> Proof:
+def _compare(plan: Plan, program: Program, reference: Any, result: Any) -> Proof:
     wanted, given = tensors_of(reference), tensors_of(result)
     if [tuple(t.shape) for t in wanted] != [tuple(t.shape) for t in given]:
         raise LawError("the cut model returns tensors of other shapes than the original")
     if any(tensor.is_meta for tensor in (*wanted, *given)):
         raise LawError("on the meta device there are no values to compare; verify a real model")
     tolerance = min(TOLERANCE.get(t.dtype, 1e-3) for t in wanted)
-    return Proof(plan.exact, *deviation(wanted, given), tolerance, plan.replay)
+    inside = max((TOLERANCE.get(dtype, 0) for dtype in program.roundings()), default=0)
+    return Proof(plan.exact, *deviation(wanted, given), max(tolerance, inside), plan.replay)
 
 
 def tensors_of(tree: Any) -> list[torch.Tensor]:

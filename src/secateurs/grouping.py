@@ -40,7 +40,7 @@ class Grouping:
         self._mark_inexact()
         self._balance()
         self._find_multiples()
-        self._leave_training_only()
+        self._leave_aside()
         self._freeze_groups({n: _ALONE for n, g in enumerate(self.groups) if g.size == 1})
         self._describe()
         self._leave_buffers()
@@ -111,9 +111,10 @@ class Grouping:
             if not len(uneven):
                 continue
             single = (counts > 0).sum(axis=1) == 1
-            block = counts.argmax(axis=1)
+            block, weight = counts.argmax(axis=1), counts.max(axis=1)
             fits = bool(single.all()) and len(np.unique(block)) == blocks
             if not single.all():  # one of each kind takes equally many from every block
+                weight = np.ones_like(weight)
                 kinds, block = np.unique(counts, axis=0, return_inverse=True)
                 block, lost = block.reshape(-1), kinds.sum(axis=0)
                 fits = bool((lost == lost[0]).all())
@@ -121,10 +122,13 @@ class Grouping:
                 why = f"{reason}: no equal count can go from each"
                 spoiled |= dict.fromkeys(uneven.tolist(), why)
                 continue
-            span = int(block.max()) + 1
-            found, which = np.unique(cell_of[uneven] * span + block, return_inverse=True)
+            weight //= np.gcd.reduce(weight)
+            shape = (len(cells), int(block.max()) + 1, int(weight.max()) + 1)
+            codes = np.ravel_multi_index((cell_of[uneven], block, weight), shape)
+            found, which = np.unique(codes, return_inverse=True)
             cell_of[uneven] = len(cells) + which  # each goes on to a cell within its own
-            cells += [(*cells[code // span], (number, code % span)) for code in found.tolist()]
+            within = zip(*(np.unravel_index(found, shape)), strict=True)
+            cells += [(*cells[cell], (number, int(b), int(w))) for cell, b, w in within]
             owners = np.unique(merged[self.group_of[uneven]])
             merged[np.isin(merged, owners)] = owners[0]
         self._merge(merged)
@@ -149,10 +153,10 @@ class Grouping:
                     group = self.groups[number]
                     group.multiple = math.lcm(group.multiple, step)
 
-    def _leave_training_only(self) -> None:
-        """Units that no tensor of the eval run holds have no importance to measure there."""
+    def _leave_aside(self) -> None:
+        """Units that only what runs aside holds have no importance to measure."""
         program, order = self.analysis.program, self.analysis.order
-        if not program.training.nodes:
+        if not program.aside.nodes:
             return
         evaluated = np.zeros(len(self.groups), dtype=bool)
         for (name, _), families in self.families.items():
@@ -160,7 +164,7 @@ class Grouping:
                 for units, _ in families:
                     evaluated[self.group_of[units[self.group_of[units] >= 0]]] = True
         left = np.flatnonzero(~evaluated).tolist()
-        self._freeze_groups(dict.fromkeys(left, "it runs in training mode only"))
+        self._freeze_groups(dict.fromkeys(left, "no output in eval mode depends on it"))
 
     def _leave_buffers(self) -> None:
         """Units that are in no parameter, and that nothing reads or writes, are no use to cut."""

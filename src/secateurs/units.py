@@ -112,9 +112,11 @@ class Units:
         total = axis_size(parts)
         for part in parts:
             positions, units = self.incidence(part)
+            if not len(units):
+                continue
             if len(units) == part.size and (units[1:] > units[:-1]).all():
                 out.append((units, total // part.size))  # the common case: one unit an index
-            elif len(units):
+            else:
                 distinct, first, counts = np.unique(units, return_index=True, return_counts=True)
                 times = counts * (total // part.size)
                 order = np.argsort(positions[first], kind="stable")
@@ -125,7 +127,8 @@ class Units:
 
 def _slots(analysis: Analysis) -> Iterator[tuple[str, int, Axis]]:
     for name, ident in analysis.program.tensors.items():
-        if not analysis.program.values[ident].shape:
+        shape = analysis.program.values[ident].shape
+        if not shape or 0 in shape:
             continue
         for dim, axis in enumerate(analysis.tensor_axes(name, ident)):
             if axis:

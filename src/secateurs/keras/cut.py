@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..errors import PlanError
-from ..gates import TOLERANCE, Proof, no_collection
+from ..gates import Proof, no_collection
 from ..gates import verify as verify_module
 from ..groups import Graph
 from ..plan import Plan
@@ -58,16 +57,10 @@ def verify(
     *,
     graph: Graph | None = None,
 ) -> Proof:
-    """See `secateurs.verify`.
-
-    The tolerance is that of the lowest precision inside the model: with mixed precision, and in the
-    attention of Keras even in a float64 model, it is lower than that of the outputs.
-    """
+    """See `secateurs.verify`."""
     inputs = inputs_for(model, example_inputs)
     graph = graph or trace(model, inputs)
-    proof = verify_module(Module(model), Module(small), plan, inputs, graph=graph)
-    dtypes = {value.dtype for value in graph.program.values if value.live}
-    return replace(proof, tolerance=max(TOLERANCE.get(dtype, 0) for dtype in dtypes))
+    return verify_module(Module(model), Module(small), plan, inputs, graph=graph)
 
 
 def delete_channels(

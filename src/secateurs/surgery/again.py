@@ -47,7 +47,7 @@ class Again:
     def _steps(self) -> list[list[int] | None]:
         """What the cut leaves of every value that the function makes on the way."""
         program = self.analysis.program
-        nodes = [n for n in (*program.nodes, *program.training.nodes) if n.call is self.call]
+        nodes = [n for n in (*program.nodes, *program.aside.nodes) if n.call is self.call]
         return [self._shape(Ref(i)) for n in nodes for i in n.outputs if i is not None]
 
     def fits(self, sizes: Mapping[int, int], *, sure: bool) -> bool:

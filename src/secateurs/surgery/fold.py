@@ -71,7 +71,7 @@ def computed_factors(analysis: Analysis) -> list[Computed]:
     values = analysis.program.values
     for position, node in enumerate(analysis.program.nodes):
         call = node.call
-        if call is None or not node.inputs or not values[node.inputs[0]].live:
+        if call is None or not any(values[ident].live for ident in node.inputs):
             continue
         name = op_name(node.op)
         if call.name == "scaled_dot_product_attention":

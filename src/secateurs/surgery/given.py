@@ -36,7 +36,7 @@ class Given(NamedTuple):
 def sized_nodes(analysis: Analysis) -> list[Node]:
     """The nodes that state sizes in a torch function of the model's own code."""
     program = analysis.program
-    nodes = (*program.nodes, *program.training.nodes)
+    nodes = (*program.nodes, *program.aside.nodes)
     return [n for n in nodes if n.call is not None and states_sizes(n)]
 
 

@@ -85,8 +85,8 @@ class Analysis:
         for ident in program.output_ids():
             self.freeze_value(ident, "output of the network")
             self.labels.freeze(self.points.get(ident, ()), "its numbers are given out")
+        self._follow_aside()
         self._settle()
-        self._follow_training()
 
     def _settle(self) -> None:
         """What could not be told before the whole program was seen."""
@@ -112,15 +112,17 @@ class Analysis:
         parts = (leaf for axis in self.axes[ident] for leaf in leaves(axis))
         return any(leaf.batch or leaf.frozen == INPUT for leaf in parts)
 
-    def _follow_training(self) -> None:
-        """What runs in training mode alone is coupled like the rest, but nothing is gated there."""
-        reads, statistics = list(self.reads), list(self.statistics)
-        for position, node in enumerate(self.program.training.nodes, len(self.program.nodes)):
+    def _follow_aside(self) -> None:
+        """What the outputs do not depend on is coupled like the rest, but nothing is gated there."""
+        gated = (self.reads, self.statistics, self.labels.inexact, self._products)
+        known = [len(found) for found in gated]
+        for position, node in enumerate(self.program.aside.nodes, len(self.program.nodes)):
             self._position = position
             self._step(node)
-        for ident in self.program.training.outputs:
+        for ident in self.program.aside.outputs:
             self.freeze_value(ident, "output of the network in training mode")
-        self.reads, self.statistics = reads, statistics
+        for found, before in zip(gated, known, strict=True):
+            del found[before:]
 
     def _start(self) -> None:
         batch = {self.program.values[i].shape[:1] for i in self.program.inputs[:1]}
@@ -167,7 +169,7 @@ class Analysis:
     def consumers(self) -> dict[int, list[Node]]:
         """Value id -> the nodes that take it as an argument."""
         out: dict[int, list[Node]] = {}
-        for node in (*self.program.nodes, *self.program.training.nodes):
+        for node in (*self.program.nodes, *self.program.aside.nodes):
             for ident in node.inputs:
                 out.setdefault(ident, []).append(node)
         return out

@@ -1,8 +1,9 @@
 """Blocks of units of which equally many go, so that every balance constraint on them holds.
 
-A constraint says that equally many units go from each of its blocks. A *cell* is the set of units
-that lie in the same block of every constraint. Where a block of a constraint holds two cells and
-the other one, twice as many must go from that one: it is split in two.
+A constraint says that equally many indices go from each of its blocks. A *cell* is the set of units
+that lie in the same block of every constraint, with equally many indices each. Where a block of a
+constraint holds two cells and the other one, twice as many must go from that one: it is split in
+two. So it is where a unit of the one takes two indices along, as a rotary frequency does.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 
 from .labels import Ints
 
-Cell: TypeAlias = tuple[tuple[int, int], ...]  # (constraint, block) of each that it lies in
+Cell: TypeAlias = tuple[tuple[int, int, int], ...]
+"""(constraint, block, how many of its indices go with a unit) of each that it lies in."""
 
 
 def places(numbers: Ints) -> list[Ints]:
@@ -34,9 +36,11 @@ def places(numbers: Ints) -> list[Ints]:
 def split_cells(cells: Sequence[Cell], numbers: Ints) -> Ints | None:
     """A block number for each unit, given the number of its cell; None if no equal counts would do.
 
-    >>> cells = [((0, 0), (1, 0)), ((0, 0), (1, 1)), ((0, 1),)]
+    >>> cells = [((0, 0, 1), (1, 0, 1)), ((0, 0, 1), (1, 1, 1)), ((0, 1, 1),)]
     >>> split_cells(cells, np.array([0, 0, 1, 1, 2, 2, 2, 2])).tolist()
     [0, 0, 1, 1, 2, 2, 3, 3]
+    >>> split_cells([((0, 0, 2),), ((0, 1, 1),)], np.array([0, 0, 1, 1, 1, 1])).tolist()
+    [0, 0, 1, 1, 2, 2]
     """
     members = {cells[numbers[units[0]]]: units for units in places(numbers)}
     shares = _shares(sorted(members))
@@ -60,9 +64,9 @@ def _shares(cells: Sequence[Cell]) -> dict[Cell, int]:
         for held in uneven[:1]:
             whole = math.lcm(*held.values())
             for cell in cells:
-                for place in cell:
-                    if place in held:
-                        shares[cell] *= whole // held[place]
+                for constraint, block, _ in cell:
+                    if (constraint, block) in held:
+                        shares[cell] *= whole // held[constraint, block]
         least = math.gcd(*shares.values())
         shares = {cell: share // least for cell, share in shares.items()}
     return {}
@@ -72,6 +76,6 @@ def _held(shares: Mapping[Cell, int]) -> dict[int, Counter[tuple[int, int]]]:
     """Constraint -> how much of it lies in each of its blocks."""
     out: defaultdict[int, Counter[tuple[int, int]]] = defaultdict(Counter)
     for cell, share in shares.items():
-        for place in cell:
-            out[place[0]][place] += share
+        for constraint, block, weight in cell:
+            out[constraint][constraint, block] += share * weight
     return out

@@ -156,7 +156,7 @@ class Value:
 
 @dataclass(slots=True)
 class Run:
-    """A run beside the one that a program replays: its nodes and the ids of its outputs."""
+    """What runs beside the operations that a program replays, and the ids of its outputs."""
 
     nodes: list[Node] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
@@ -174,9 +174,10 @@ class Program:
     `tensors` maps a parameter's, buffer's or tensor attribute's path to its value; `constants`
     holds tensors met on the way that belong to neither. `attributes` are the integer attributes of
     the modules and `floats` their floats, and `parameters` gives the shape of every parameter of
-    the model, used or not. `training` is a run in training mode, where eval mode leaves parameters
-    unused. `looks` says that the code looked at a value that depends on the inputs, so that other
-    inputs may take another way; `on_shapes` that it ran on shapes alone. `written` holds the floats
+    the model, used or not. `aside` is what the code runs besides: operations on which no output
+    depends, and a run in training mode where eval mode leaves parameters unused. `looks` says that
+    the code looked at a value that depends on the inputs, so that other inputs may take another
+    way, and `looked` at which; `on_shapes` that it ran on shapes alone. `written` holds the floats
     of unknown origin that a piece of code gave to torch functions, and at which instructions.
     `states` holds pairs of values, the state that a cell was given and the one that it made: its
     kernel wants one size. `apart` holds pairs of values whose last sizes a kernel tells apart.
@@ -196,8 +197,9 @@ class Program:
     whole: list[tuple[Call, int, list[int]]] = field(default_factory=list)
     compared: list[Comparison] = field(default_factory=list)
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    training: Run = field(default_factory=Run)
+    aside: Run = field(default_factory=Run)
     looks: bool = False
+    looked: list[int] = field(default_factory=list)
     on_shapes: bool = False
     written: dict[tuple[CodeType, float], set[int]] = field(default_factory=dict)
     states: list[tuple[int, int]] = field(default_factory=list)
@@ -206,18 +208,39 @@ class Program:
     def output_ids(self) -> list[int]:
         return [leaf.id for leaf in pytree.tree_leaves(self.outputs) if isinstance(leaf, Ref)]
 
-    def prune_dead(self) -> None:
-        """Drop every operation that no output depends on.
+    def swayed(self) -> bool:
+        """Whether the code looked at a value that other weights would change."""
+        weighted = set(self.tensors.values())
+        for node in (*self.nodes, *self.aside.nodes):
+            if not weighted.isdisjoint(node.inputs):
+                weighted.update(out for out in node.outputs if out is not None)
+        return not weighted.isdisjoint(self.looked)
+
+    def roundings(self) -> set[torch.dtype]:
+        """The precisions to which an operation rounds what depends on the inputs."""
+        out = set()
+        for node in self.nodes:
+            given = [self.values[i].dtype for i in node.inputs if self.values[i].live]
+            finest = min((torch.finfo(d).eps for d in given if d.is_floating_point), default=1.0)
+            made = [self.values[i].dtype for i in node.outputs if i is not None]
+            out |= {d for d in made if d.is_floating_point and torch.finfo(d).eps > finest}
+        return out
+
+    def set_aside(self) -> None:
+        """Put every operation that no output depends on aside.
 
         One that still works in place is kept: what it changes may be seen under another name.
         """
         wanted = set(self.output_ids())
-        kept = []
+        kept, dead = [], []
         for node in reversed(self.nodes):
             if any(out in wanted for out in node.outputs) or node.op._schema.is_mutable:
                 kept.append(node)
                 wanted.update(node.inputs)
+            elif any(out is not None for out in node.outputs):
+                dead.append(node)
         self.nodes = kept[::-1]
+        self.aside.nodes += dead[::-1]
 
     def last_use(self) -> dict[int, list[int]]:
         """Node position -> the values that no later node reads."""

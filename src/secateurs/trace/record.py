@@ -350,7 +350,9 @@ class Recorder:
             result = func(*args, **kwargs)
         values, facts = self.program.values, _facts(func)
         live = any(values[ident].live for ident in inputs)
-        self.program.looks |= live and facts.looks
+        if live and facts.looks:
+            self.program.looks = True
+            self.program.looked += inputs
         multiple = isinstance(result, (tuple, list))
         outputs = tuple(
             [
@@ -382,7 +384,7 @@ class Recorder:
         """Leave what the outputs of the run depend on, in pure forms where that can be."""
         self._functionalise()
         self._inplace.clear()
-        self.program.prune_dead()
+        self.program.set_aside()
 
     def _functionalise(self) -> None:
         """Rewrite in-place operations that no other live name can see as their pure forms."""
@@ -744,14 +746,14 @@ def _run_training(model: nn.Module, recorder: Recorder, call: Any) -> None:
     """Follow what runs in training mode alone (an auxiliary head), so that a cut fits it too."""
     program = recorder.program
     evaluated, tensors = (program.nodes, program.outputs), dict(program.tensors)
-    program.nodes = []
+    program.nodes, dead = [], [*program.aside.nodes]
     try:
         with _mode(recorder.modules.values(), training=True), torch.random.fork_rng(devices=[]):
             _run(model, recorder, call)
         recorder.finish()
-        program.training = Run(program.nodes, program.output_ids())
+        program.aside = Run([*dead, *program.nodes], program.output_ids())
     except Exception:  # noqa: BLE001 - it may need more than these inputs, its targets for one
-        program.tensors = tensors
+        program.tensors, program.aside = tensors, Run(dead)
     finally:
         program.nodes, program.outputs = evaluated
 

@@ -322,7 +322,15 @@ def _run_on_indices(node: Node, shape: tuple[int, ...], dim: int) -> torch.Tenso
 def _index(analysis: Analysis, node: Node) -> list[Axes]:
     from .rules_routing import indexed
 
-    return [indexed(analysis, analysis.arg_axes(node), node.args[1], "indexed by a tensor")]
+    reason = "indexed by a tensor"
+    picked = indexed(analysis, analysis.arg_axes(node), node.args[1], reason)
+    shape = analysis.shape(node)
+    return [
+        [
+            axis if axis_size(axis) == n else frozen_axis(n, reason)
+            for axis, n in zip(picked, shape, strict=True)
+        ]
+    ]
 
 
 @rule("index_select")

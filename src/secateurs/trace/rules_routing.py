@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .labels import Axis, axis_size, find, frozen_axis
 from .program import Node, Ref
 from .rules import Axes, op_name, rule
@@ -162,22 +164,34 @@ def _index_add(analysis: Analysis, node: Node) -> list[Axes]:
 
 
 def indexed(analysis: Analysis, axes: Axes, indices: Sequence[Ref | None], reason: str) -> Axes:
-    """The axes of what indexing tensors pick from a tensor with these axes."""
-    used = [d for d, index in enumerate(indices) if index is not None]
+    """The axes of what indexing tensors pick from a tensor with these axes.
+
+    A mask indexes as many axes as it has, and picks along one: an empty axis here.
+    """
+    used: list[int] = []
     broadcast: list[Axis] = []
-    for d in used:
-        index = indices[d]
+    d = 0
+    for index in indices:
         if index is None:
+            d += 1
             continue
-        related(analysis, axes[d], index.id, reason)
         theirs = analysis.axes[index.id]
         analysis.freeze_value(index.id, reason)
+        if analysis.program.values[index.id].dtype in (torch.bool, torch.uint8):
+            covered, theirs = range(d, d + len(theirs)), [()]
+            for at in covered:
+                analysis.labels.freeze(axes[at], reason)
+        else:
+            covered = range(d, d + 1)
+            related(analysis, axes[d], index.id, reason)
+        used += covered
+        d = covered.stop
         broadcast = [()] * (len(theirs) - len(broadcast)) + broadcast
         for at, axis in enumerate(theirs, len(broadcast) - len(theirs)):
             broadcast[at] = broadcast[at] or axis
     rest = [axis for d, axis in enumerate(axes) if d not in used]
-    together = used == list(range(used[0], used[-1] + 1))
-    at = used[0] if together else 0
+    together = used == list(range(min(used, default=0), max(used, default=-1) + 1))
+    at = used[0] if used and together else 0
     return [*rest[:at], *broadcast, *rest[at:]]
 
 
@@ -191,6 +205,7 @@ def _index_put(analysis: Analysis, node: Node) -> list[Axes]:
             analysis.labels.unite(mine, other)
         else:
             analysis.labels.freeze(mine, _PLACED)
+            analysis.labels.freeze(other, _PLACED)
     return [axes]
 
 

@@ -33,7 +33,7 @@ def shrunk(analysis: Analysis, cut: Cut) -> Program:
         replace(node, args=tuple(resized_args(analysis, node, cut)), call=None)
         for node in program.nodes
     ]
-    return replace(program, nodes=nodes, training=Run(), whole=[], attributes={})
+    return replace(program, nodes=nodes, aside=Run(), whole=[], attributes={})
 
 
 def check(
