@@ -27,7 +27,7 @@ log = logging.getLogger("secateurs")
 
 __all__ = ["Frozen", "Graph", "Group", "Member", "Selection"]
 
-_SINGLE = "an axis of one index"
+_FEW = {0: "it has no index", 1: "an axis of one index"}
 _UNTOUCHED = "the traced run did not touch this parameter"
 
 
@@ -238,8 +238,8 @@ class Graph:
         for name, shape in program.parameters.items():
             touched = name in program.tensors
             for dim, n in enumerate(shape):
-                if n == 1 or not touched:
-                    out.append(Frozen(name, dim, n, _SINGLE if n == 1 else _UNTOUCHED))
+                if n < 2 or not touched:
+                    out.append(Frozen(name, dim, n, _FEW.get(n, _UNTOUCHED)))
         return out
 
     def _why_frozen(self, parts: Axis) -> tuple[str, int]:

@@ -180,7 +180,7 @@ def slices_of(graph: Graph, selection: Selection) -> dict[str, Slices]:
         size = values[tensors[name]].shape[dim]
         gone = lists.get((size, axis))
         if gone is None:
-            lines = selection.removed(axis).reshape(-1, size)
+            lines = selection.removed(axis).reshape(-1, max(size, 1))
             gone = [np.flatnonzero(line).tolist() for line in lines] if lines.any() else []
             lists[size, axis] = gone
         if gone:

@@ -127,8 +127,7 @@ class Units:
 
 def _slots(analysis: Analysis) -> Iterator[tuple[str, int, Axis]]:
     for name, ident in analysis.program.tensors.items():
-        shape = analysis.program.values[ident].shape
-        if not shape or 0 in shape:
+        if not analysis.program.values[ident].shape:
             continue
         for dim, axis in enumerate(analysis.tensor_axes(name, ident)):
             if axis:

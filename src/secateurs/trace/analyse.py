@@ -113,7 +113,8 @@ class Analysis:
         return any(leaf.batch or leaf.frozen == INPUT for leaf in parts)
 
     def _follow_aside(self) -> None:
-        """What the outputs do not depend on is coupled like the rest, but nothing is gated there."""
+        """What no output depends on is coupled like the rest, but nothing is gated there."""
+        gated: tuple[list[Any], ...]
         gated = (self.reads, self.statistics, self.labels.inexact, self._products)
         known = [len(found) for found in gated]
         for position, node in enumerate(self.program.aside.nodes, len(self.program.nodes)):

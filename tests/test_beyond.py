@@ -1,0 +1,160 @@
+"""What networks beyond the coverage table do, each in its smallest form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.generated.laws import Laws
+from tests.support import doubled
+from torch import Tensor, nn
+
+import secateurs as sc
+
+
+class Unused(nn.Module):
+    """What the pooler makes is not returned, but it is made all the same (BigBird, SigLIP)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+        self.norm, self.pooler = nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        torch.tanh(self.pooler(self.norm(x))).reshape(-1, 2, 2)
+        return self.out(torch.relu(self.b(x)))
+
+
+class Rotary(nn.Module):
+    """A frequency turns four dimensions of q and k, and v has as many as they (DeepSeek's ViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(6, 3 * 2 * 8), nn.Linear(2 * 8, 3)
+        self.register_buffer("bands", torch.tensor([1.0, 0.3]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, 2, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        places = torch.stack([torch.arange(t) // 2, torch.arange(t) % 2], -1).to(x.dtype)
+        angles = (places[..., None] * self.bands.to(x.dtype)).reshape(t, -1)
+        angles = torch.cat([angles, angles], -1)
+        q, k = (self.turn(each, angles) for each in (q, k))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).reshape(n, t, -1))
+
+    @staticmethod
+    def turn(x: Tensor, angles: Tensor) -> Tensor:
+        one, other = x.chunk(2, -1)
+        return x * angles.cos() + torch.cat([-other, one], -1) * angles.sin()
+
+
+class Masked(nn.Module):
+    """A mask of two dimensions picks along one, and its rows are put back (HiggsAudio, VITS)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = x[..., 0] > 0
+        x = self.a(x)
+        y = x.clone()
+        y[mask] = self.b(x[mask])
+        return self.out(torch.tanh(y))
+
+
+class Empty(nn.Module):
+    """A parameter that has no elements (DINOv3 without register tokens)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+        self.tokens = nn.Parameter(torch.zeros(2, 0, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.b(torch.cat([self.tokens, self.a(x)], 1))))
+
+
+class LearnedQuery(nn.Module):
+    """The scores of a query that is a parameter are divided by √d too (AIMv2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 1, 8))
+        self.k, self.v, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.query.expand(x.shape[0], -1, -1)
+        q, k, v = (
+            each.unflatten(-1, (2, -1)).transpose(1, 2) for each in (q, self.k(x), self.v(x))
+        )
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+CASES = [(Unused, (2, 5)), (Rotary, (2, 4, 6)), (Masked, (2, 4, 5)), (Empty, (2, 4, 5))]
+CASES += [(LearnedQuery, (2, 4, 6))]
+
+
+@pytest.mark.parametrize(("make", "shape"), CASES, ids=[make.__name__ for make, _ in CASES])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_laws_hold_beyond(make: type[nn.Module], shape: tuple[int, ...], seed: int) -> None:
+    torch.manual_seed(0)
+    laws = Laws(doubled(make()), (torch.randn(shape).double(),), seed, by_weights=False)
+    assert laws.check()["exact plans"]
+
+
+def test_units_that_no_output_depends_on_are_no_group() -> None:
+    graph = sc.trace(Unused(), torch.randn(2, 5))
+    assert [(group.name, group.exact) for group in graph] == [("a", True), ("b", True)]
+    reasons = {axis.reason for axis in graph.frozen if axis.tensor == "pooler.bias"}
+    assert reasons == {"no output in eval mode depends on it"}
+
+
+def test_a_frequency_weighs_as_much_as_it_takes() -> None:
+    graph = sc.trace(Rotary().double(), torch.randn(2, 4, 6).double())
+    group = next(group for group in graph if group.kind == "head-dim")
+    assert sorted(map(len, group.blocks())) == [2] * 5  # two frequencies; eight of v in four
+
+
+class Looks(nn.Module):
+    """It looks at its input, and hides from the trace what it divides by (DeBERTa)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if 7.0 in x:
+            raise ValueError("padding")
+        x = torch.relu(self.a(x))
+        return self.out(torch.relu(self.b(x / torch.tensor(math.sqrt(int(x.shape[-1]))))))
+
+
+def test_a_look_at_the_input_hides_no_number_that_a_cut_changes() -> None:
+    graph = sc.trace(Looks(), torch.randn(2, 5))
+    assert graph.program.looks
+    assert [group.name for group in graph] == ["b"]
+
+
+class Rounds(nn.Module):
+    """Its norm computes in float32, whatever it is given (Llama 4, Falcon-H1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 8), nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.rms_norm(self.a(x).float(), (8,)).to(x.dtype)
+        return self.out(torch.relu(self.b(x)).float().to(x.dtype))
+
+
+@pytest.mark.parametrize(("make", "tolerance"), [(Rounds, 1e-3), (Unused, 1e-9)])
+def test_a_proof_knows_what_the_model_rounds_to(make: type[nn.Module], tolerance: float) -> None:
+    model, x = make().double(), torch.randn(2, 5).double()
+    graph = sc.trace(model, x)
+    plan = graph.plan({"b": [1]})
+    assert sc.verify(model, sc.apply(model, plan), plan, x, graph=graph).tolerance == tolerance
