@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any, NamedTuple, TypeAlias
@@ -162,6 +162,20 @@ class Run:
     outputs: list[int] = field(default_factory=list)
 
 
+def _needed(
+    nodes: list[Node], values: set[int], sure: Iterable[int]
+) -> tuple[list[Node], list[Node]]:
+    """The nodes that make these values or have one of these ids, with what they need; the rest."""
+    wanted, chosen, rest = set(sure), [], []
+    for node in reversed(nodes):
+        if id(node) in wanted or any(out in values for out in node.outputs):
+            chosen.append(node)
+            values.update(node.inputs)
+        else:
+            rest.append(node)
+    return chosen[::-1], rest[::-1]
+
+
 Intercept: TypeAlias = Callable[[list[Any]], list[Any]]
 Instead: TypeAlias = Callable[..., Any]
 
@@ -227,20 +241,28 @@ class Program:
         return out
 
     def set_aside(self) -> None:
-        """Put every operation that no output depends on aside.
+        """Put what no output depends on aside, if weights take part in it; else it is dropped.
 
-        One that still works in place is kept: what it changes may be seen under another name.
+        An operation that still works in place is kept: what it changes may be seen under another name.
         """
-        wanted = set(self.output_ids())
-        kept, dead = [], []
-        for node in reversed(self.nodes):
-            if any(out in wanted for out in node.outputs) or node.op._schema.is_mutable:
-                kept.append(node)
-                wanted.update(node.inputs)
-            elif any(out is not None for out in node.outputs):
-                dead.append(node)
-        self.nodes = kept[::-1]
-        self.aside.nodes += dead[::-1]
+        live, dead = _needed(
+            self.nodes,
+            set(self.output_ids()),
+            [id(node) for node in self.nodes if node.op._schema.is_mutable],
+        )
+        weights, reached = set(self.tensors.values()), set[int]()
+        weighed = []
+        for node in self.nodes:
+            outputs = [out for out in node.outputs if out is not None]
+            if node.inputs and weights.issuperset(node.inputs):
+                weights.update(outputs)
+        for node in dead:
+            outputs = [out for out in node.outputs if out is not None and self.values[out].live]
+            if outputs and any(i in weights or i in reached for i in node.inputs):
+                weighed.append(id(node))
+                reached.update(outputs)
+        self.nodes = live
+        self.aside.nodes += _needed(dead, set(), weighed)[0]
 
     def last_use(self) -> dict[int, list[int]]:
         """Node position -> the values that no later node reads."""
