@@ -115,8 +115,8 @@ class Analysis:
 
     def _follow_aside(self) -> None:
         """What no output depends on is coupled like the rest, but nothing is gated there."""
-        gated: tuple[list[Any], ...]
-        gated = (self.reads, self.statistics, self.labels.inexact, self._products)
+        inexact = self.labels.inexact
+        gated: list[list[Any]] = [self.reads, self.statistics, inexact, self._products]
         known = [len(found) for found in gated]
         for position, node in enumerate(self.program.aside.nodes, len(self.program.nodes)):
             self._position = position

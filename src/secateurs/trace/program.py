@@ -243,7 +243,7 @@ class Program:
     def set_aside(self) -> None:
         """Put what no output depends on aside, if weights take part in it; else it is dropped.
 
-        An operation that still works in place is kept: what it changes may be seen under another name.
+        One that still works in place is kept: what it changes may be seen under another name.
         """
         live, dead = _needed(
             self.nodes,
