@@ -95,7 +95,27 @@ class LearnedQuery(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-CASES = [(Unused, (2, 5)), (Rotary, (2, 4, 6)), (Masked, (2, 4, 5)), (Empty, (2, 4, 5))]
+class Rms(nn.Module):
+    """PyTorch's own RMS norm, which runs in pieces that state no size (DiffLlama)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.one, self.other = nn.Linear(5, 8), nn.RMSNorm(8), nn.Linear(8, 12)
+        self.two, self.b = nn.RMSNorm((2, 6), elementwise_affine=False), nn.Linear(12, 4)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.other(self.one(self.a(x))).unflatten(-1, (2, -1))
+        return self.out(torch.relu(self.b(self.two(x).flatten(-2))))
+
+
+CASES = [
+    (Rms, (2, 5)),
+    (Unused, (2, 5)),
+    (Rotary, (2, 4, 6)),
+    (Masked, (2, 4, 5)),
+    (Empty, (2, 4, 5)),
+]
 CASES += [(LearnedQuery, (2, 4, 6))]
 
 

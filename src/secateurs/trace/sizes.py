@@ -37,7 +37,14 @@ def _resize(*names: str, at: tuple[int, ...]) -> Callable[[Resize], Resize]:
 def states_sizes(node: Node) -> bool:
     """Whether the node has an argument that states a size that a cut can change."""
     name = op_name(node.op)
-    return name in _RESIZE and not (name.endswith("convolution") and node.args[8] == 1)
+    return _is_rms(node) or (
+        name in _RESIZE and not (name.endswith("convolution") and node.args[8] == 1)
+    )
+
+
+def _is_rms(node: Node) -> bool:
+    """Whether it is the mean of `rms_norm`, which states its sizes and is recorded in pieces."""
+    return node.call is not None and node.call.name == "rms_norm" and op_name(node.op) == "mean"
 
 
 def resized_args(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
@@ -48,6 +55,10 @@ def resized_args(analysis: Analysis, node: Node, cut: Cut) -> list[Any]:
 
 def stated_sizes(analysis: Analysis, node: Node, cut: Cut) -> Iterator[tuple[int, int]]:
     """(before, after) for every size that the node's arguments state."""
+    if _is_rms(node):
+        axes, shape = analysis.arg_axes(node), analysis.program.values[node.inputs[0]].shape
+        yield from ((shape[dim], cut.size(axes[dim])) for dim in node.args[1])
+        return
     new = resized_args(analysis, node, cut)
     for at in _STATED.get(op_name(node.op), ()):
         if at < len(node.args):
