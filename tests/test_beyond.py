@@ -178,3 +178,20 @@ def test_a_proof_knows_what_the_model_rounds_to(make: type[nn.Module], tolerance
     graph = sc.trace(model, x)
     plan = graph.plan({"b": [1]})
     assert sc.verify(model, sc.apply(model, plan), plan, x, graph=graph).tolerance == tolerance
+
+
+class Draws(nn.Module):
+    """It leaves out what it draws by lot, in eval mode too (ViT-MAE)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.a(x * torch.rand(x.shape[0], 1))))
+
+
+def test_a_proof_draws_the_same_lot_twice() -> None:
+    model, x = Draws().double(), torch.randn(4, 5).double()
+    plan = sc.trace(model, x).plan({"a": [0, 3]})
+    assert sc.verify(model, sc.apply(model, plan), plan, x).max_relative_error < 1e-12
