@@ -195,3 +195,16 @@ def test_a_proof_draws_the_same_lot_twice() -> None:
     model, x = Draws().double(), torch.randn(4, 5).double()
     plan = sc.trace(model, x).plan({"a": [0, 3]})
     assert sc.verify(model, sc.apply(model, plan), plan, x).max_relative_error < 1e-12
+
+
+class LooksInside(Looks):
+    """It looks at what its weights made, so that a cut may take it another way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if bool(self.a(x).max() < 99) else -y
+
+
+@pytest.mark.parametrize(("make", "swayed"), [(Looks, False), (LooksInside, True)])
+def test_a_look_at_what_weights_make_is_told_apart(make: type[nn.Module], swayed: bool) -> None:
+    assert sc.trace(make(), torch.randn(2, 5)).program.swayed == swayed

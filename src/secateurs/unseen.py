@@ -37,7 +37,7 @@ def unseen(graph: Graph, model: nn.Module, example_inputs: Any) -> dict[str, str
     program = graph.program
     groups = [group for group in graph if not group.replayed]
     followed = {id(program.nodes[c.position].call) for c in computed_factors(graph.analysis)}
-    if not groups or program.swayed() or not suspect(program, followed, partial(_varies, graph)):
+    if not groups or program.swayed or not suspect(program, followed, partial(_varies, graph)):
         return {}
     return _Trial(graph, model, example_inputs, followed).blame(groups)
 

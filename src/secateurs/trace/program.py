@@ -191,8 +191,9 @@ class Program:
     the model, used or not. `aside` is what the code runs besides: operations on which no output
     depends, and a run in training mode where eval mode leaves parameters unused. `looks` says that
     the code looked at a value that depends on the inputs, so that other inputs may take another
-    way, and `looked` at which; `on_shapes` that it ran on shapes alone. `written` holds the floats
-    of unknown origin that a piece of code gave to torch functions, and at which instructions.
+    way, `looked` at which, and `swayed` that other weights would change one of them too;
+    `on_shapes` says that it ran on shapes alone. `written` holds the floats of unknown origin that
+    a piece of code gave to torch functions, and at which instructions.
     `states` holds pairs of values, the state that a cell was given and the one that it made: its
     kernel wants one size. `apart` holds pairs of values whose last sizes a kernel tells apart.
     `whole` holds indexing expressions by whose bounds PyTorch did not slice, with the value, and
@@ -214,6 +215,7 @@ class Program:
     aside: Run = field(default_factory=Run)
     looks: bool = False
     looked: list[int] = field(default_factory=list)
+    swayed: bool = False
     on_shapes: bool = False
     written: dict[tuple[CodeType, float], set[int]] = field(default_factory=dict)
     states: list[tuple[int, int]] = field(default_factory=list)
@@ -221,14 +223,6 @@ class Program:
 
     def output_ids(self) -> list[int]:
         return [leaf.id for leaf in pytree.tree_leaves(self.outputs) if isinstance(leaf, Ref)]
-
-    def swayed(self) -> bool:
-        """Whether the code looked at a value that other weights would change."""
-        weighted = set(self.tensors.values())
-        for node in (*self.nodes, *self.aside.nodes):
-            if not weighted.isdisjoint(node.inputs):
-                weighted.update(out for out in node.outputs if out is not None)
-        return not weighted.isdisjoint(self.looked)
 
     def roundings(self) -> set[torch.dtype]:
         """The precisions to which an operation rounds what depends on the inputs."""
@@ -245,6 +239,11 @@ class Program:
 
         One that still works in place is kept: what it changes may be seen under another name.
         """
+        weighted = set(self.tensors.values()) if self.looked else set()
+        for node in self.nodes if weighted else ():
+            if not weighted.isdisjoint(node.inputs):
+                weighted.update(out for out in node.outputs if out is not None)
+        self.swayed |= not weighted.isdisjoint(self.looked)
         live, dead = _needed(
             self.nodes,
             set(self.output_ids()),
