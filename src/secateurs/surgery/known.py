@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from ..trace.analyse import Analysis
 from ..trace.labels import leaves
 from ..trace.sizes import Cut
-from ..trace.tagged import Attribute, Comparison, Size, evaluate
+from ..trace.tagged import Attribute, Comparison, Size, evaluate, leaves_of
 
 _NONE: Mapping[Attribute, int] = MappingProxyType({})
 
@@ -46,6 +47,25 @@ def turned(known: Known, compared: Iterable[Comparison]) -> str:
                 "code would then go another way than it did"
             )
     return ""
+
+
+def matched(known: Known, compared: Iterable[Comparison]) -> dict[Attribute, int]:
+    """The attributes that nothing else sets, and that the code found equal to sizes: they stay so.
+
+    `nn.InstanceNorm2d` without weights compares the channels of its input with `num_features`.
+    """
+    out: dict[Attribute, int] = {}
+    for function, left, right, outcome, _ in compared:
+        for one, other in ((left, right), (right, left)):
+            if (
+                isinstance(one, Attribute)
+                and one not in known
+                and function is (operator.eq if outcome else operator.ne)
+                and all(isinstance(leaf, Size) for leaf in leaves_of(other))
+                and (new := evaluate(other, known)) != known[one]
+            ):
+                out[one] = new
+    return out
 
 
 def _repeats_once(known: Known) -> bool:

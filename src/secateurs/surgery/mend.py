@@ -22,7 +22,7 @@ from .describe import Axes, descriptions, repeats
 from .edits import Edit, left, site_of, spot_of, written
 from .fold import Computed, Folder, Scale, computed_factors
 from .given import Given, given_sizes, sized_nodes
-from .known import Known, turned
+from .known import Known, matched, turned
 from .restate import Restated
 
 Equation: TypeAlias = tuple[Source, int, Call, int]  # what is given, what is needed, where
@@ -66,10 +66,12 @@ def mend(analysis: Analysis, cut: Cut, axes: Axes) -> Mended:
         MendError: a size is fixed by something that cannot be rewritten.
     """
     solved, restated, edits = solve(analysis, cut, sized_nodes(analysis))
-    before = analysis.program.attributes
+    before, compared = analysis.program.attributes, analysis.program.compared
     after = {**descriptions(analysis, axes, solved), **repeats(analysis, cut), **solved}
+    equal = matched(Known(analysis, cut, after), compared)
+    after, solved = after | equal, solved | equal
     changed = {a: (before[a], n) for a, n in after.items() if before[a] != n}
-    turn = turned(Known(analysis, cut, after), analysis.program.compared)
+    turn = turned(Known(analysis, cut, after), compared)
     if turn:
         raise MendError(turn)
     computed = computed_factors(analysis)

@@ -237,7 +237,7 @@ _STATES_SIZES = frozenset(
     "view reshape unflatten expand broadcast_to __getitem__ __setitem__ narrow split "
     "split_with_sizes unsafe_split unsafe_split_with_sizes zeros ones full empty rand randn "
     "new_zeros new_ones new_full new_empty layer_norm rms_norm group_norm conv1d conv2d conv3d "
-    "conv_transpose1d conv_transpose2d conv_transpose3d histc multi_head_attention_forward".split()
+    "conv_transpose1d conv_transpose2d conv_transpose3d histc".split()
 )
 _MAY_STATE_SIZES = frozenset({"tensor_split", "hsplit", "vsplit", "dsplit"})
 _INDEXING = frozenset({"__getitem__", "__setitem__"})
@@ -690,6 +690,21 @@ def _uncompiled() -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """What einops keeps of earlier calls is not used: numbers that have no provenance."""
+    einops: Any = sys.modules.get("einops.einops")
+    kept = getattr(einops, "_reconstruct_from_shape", None)
+    if kept is None:
+        yield
+        return
+    einops._reconstruct_from_shape = getattr(kept, "__wrapped__", kept)
+    try:
+        yield
+    finally:
+        einops._reconstruct_from_shape = kept
+
+
+@contextlib.contextmanager
 def _plain_kernels() -> Iterator[None]:
     """No fused fast paths, so that what runs is made of operations that can be followed."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -769,6 +784,7 @@ def _run(model: nn.Module, recorder: Recorder, call: Any) -> None:
     with (
         torch.no_grad(),
         _uncompiled(),
+        _uncached(),
         _plain_kernels(),
         tagged_roots(),
         noting_comparisons(program.compared),
