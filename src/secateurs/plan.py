@@ -41,7 +41,7 @@ class Plan:
         groups: group -> indices of the units that go.
         sizes: group -> how many units it has before the cut.
         tensors: tensor path -> the slices that it loses.
-        attributes: 'module.attribute' or 'module.attribute[i]' -> (before, after).
+        attributes: 'module.attribute' or 'module.attribute[item]' -> (before, after).
         exact: whether the law of the cut holds without a statistic being retaken.
         scales: rows of weights that are multiplied by a factor, to make up for a number that the
             code computes from a size, such as the 1/√d of attention.

@@ -18,7 +18,7 @@ Index = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Dim = Annotated[str, Field(pattern=r"^\d{1,2}$")]
-AttributeName = Annotated[str, Field(pattern=r"^([^\[\]]+\.)?\w+(\[\d{1,4}\])?$")]
+AttributeName = Annotated[str, Field(pattern=r"^([^\[\]]+\.)?\w+(\[\w{1,64}\])?$")]
 _STRICT = ConfigDict(strict=True, extra="forbid")
 
 

@@ -14,7 +14,7 @@ from ..frontend import FrontEnd
 from ..plan import Plan
 from ..slices import Known
 from ..trace.record import caches, model_tensors, modules_of
-from ..trace.stand_in import adopt
+from ..trace.stand_in import adopt, refresh
 from .config import mend_config
 from .edits import Edit
 from .fold import Scale
@@ -98,6 +98,7 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
             own[name].grad = None
     for (path, attribute), value in attributes.items():
         modules[path].__dict__[attribute] = value
+        refresh(modules[path])
     for path in {name.rpartition(".")[0] for name in plan.tensors}:
         modules[path].__dict__.update((name, {}) for name in caches(modules[path]))
     for path, own_class in classes.items():
@@ -154,16 +155,20 @@ def _mended(
         path, _, attribute = name.rpartition(".")
         attribute, bracket, item = attribute.partition("[")
         whole = modules[path].__dict__.get(attribute) if path in modules else None
-        index = int(item[:-1]) if bracket else None
+        index: Any = item[:-1] if bracket else None
         value: Any = whole
-        if index is not None and isinstance(whole, (tuple, list)) and index < len(whole):
-            value = whole[index]
+        if isinstance(whole, dict):
+            value = whole.get(index)
+        elif bracket and isinstance(whole, (tuple, list)) and index.isdecimal():
+            index = int(index)
+            value = whole[index] if index < len(whole) else None
         if value != old or isinstance(value, bool):
             raise PlanError(f"the plan does not fit this model: {name} is {value!r}, not {old}")
-        if index is None or not isinstance(whole, (tuple, list)):
+        if not isinstance(whole, (tuple, list, dict)):
             out[path, attribute] = new
         else:
-            items = list(out.get((path, attribute), whole))
+            items = out.get((path, attribute), whole)
+            items = dict(items) if isinstance(whole, dict) else list(items)
             items[index] = new
             out[path, attribute] = type(whole)(items)
     return out

@@ -110,6 +110,7 @@ def solve(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Solved:
     Raises:
         MendError: as for `mend`.
     """
+    nodes, known = list(nodes), Known(analysis, cut)
     equations: list[Equation] = []
     numbers: list[tuple[Given, int]] = []
     restated: Restatements = {}
@@ -125,38 +126,64 @@ def solve(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Solved:
             equations.append((stated.source, new, call, place))
         else:
             numbers.append((given, place))
-    after, views = _solve(equations, Known(analysis, cut), restated)
-    return Solved(after, list(restated.values()), [*_numbers(numbers), *views])
+    edits, others = _numbers(numbers)
+    for (call, _, old, new), place in others:
+        if not _of_weights(known, nodes, call, old, new):
+            raise _unwritten(call, old, new)
+        _restate(restated, known, call, place, old, new)
+    after, views = _solve(equations, known, restated)
+    return Solved(after, list(restated.values()), [*edits, *views])
 
 
-def _numbers(numbers: Sequence[tuple[Given, int]]) -> list[Edit]:
-    """Numbers in the code that become others.
+def _numbers(numbers: Sequence[tuple[Given, int]]) -> tuple[list[Edit], list[tuple[Given, int]]]:
+    """Numbers in the code that become others, and those of unknown origin.
 
     Raises:
-        MendError: one is not written there, or is needed as it is in another run of the same code.
+        MendError: a number is needed as it is in another run of the same code.
     """
     changed = {_instruction(given.call) for given, _ in numbers if given.old != given.new}
     needed: dict[Any, int] = {}
-    out: dict[Any, Edit] = {}
-    for (call, _, old, new), place in numbers:
-        site = site_of(call)
-        if _instruction(call) not in changed or (site is None and old == new):
+    edits: dict[Any, Edit] = {}
+    unknown: list[tuple[Given, int]] = []
+    edited = set()
+    for given, place in numbers:
+        call, _, old, new = given
+        instruction, site = _instruction(call), site_of(call)
+        if instruction not in changed or (site is None and old == new):
             continue
         spot = spot_of(call, place, sure=old != new)
-        if site is None or spot is None:
-            raise _unwritten(call, old, new)
+        edit = written(call, place, new) if old != new and spot is not None else None
+        if site is None or spot is None or (old != new and edit is None):
+            unknown.append((given, place))
+            continue
         at = (site.key, spot)
         if needed.setdefault(at, new) != new:
             raise MendError(
                 f"{call.place} is given {old} where the cut needs {needed[at]} in one run and "
                 f"{new} in another; use two attributes instead of the number"
             )
-        if old != new and at not in out:
-            edit = written(call, place, new)
-            if edit is None:
-                raise _unwritten(call, old, new)
-            out[at] = edit
-    return list(dict.fromkeys(out.values()))
+        if edit is not None:
+            edits.setdefault(at, edit)
+            edited.add(instruction)
+    for (call, _, old, new), _ in unknown:
+        if old == new and _instruction(call) in edited:
+            raise _unwritten(call, old, new)
+    return list(edits.values()), [(g, place) for g, place in unknown if g.old != g.new]
+
+
+def _of_weights(known: Known, nodes: Iterable[Node], call: Call, old: int, new: int) -> bool:
+    """Whether a size that a call states is one of weights, and so the same for all inputs."""
+    analysis = known.analysis
+    shapes = (
+        zip(analysis.program.values[out].shape, analysis.axes[out], strict=True)
+        for node in nodes
+        if node.call is call
+        for out in node.outputs
+        if out is not None
+    )
+    found = [axis for shape in shapes for size, axis in shape if size == old]
+    found = [axis for axis in found if known.cut.size(axis) == new]
+    return bool(found) and all(analysis.weighted.issuperset(leaves(axis)) for axis in found)
 
 
 def _unwritten(call: Call, old: int, new: int) -> MendError:

@@ -595,10 +595,13 @@ def _observed(recorder: Recorder) -> Iterator[None]:
             saved.append((attributes, dict(attributes)))
             own = recorder.attributes[path][1]
             kept = caches(module)
-            attributes["forward"] = _followed(standing_in(module), path, recorder)
+            forward = standing_in(module)
+            attributes["forward"] = (
+                forward if _states_itself(module) else _followed(forward, path, recorder)
+            )
             for name, value in own:
                 if type(value) is dict:  # what is put there meanwhile is gone with the copy
-                    attributes[name] = {} if name in kept else dict(value)
+                    attributes[name] = {} if name in kept else _tagged_items(value, path, name, known)
                 elif type(value) is int:
                     if value > 1:  # no smaller number is the size of something that can be cut
                         source = Attribute(path, name)
@@ -618,6 +621,25 @@ def _observed(recorder: Recorder) -> Iterator[None]:
         for attributes, before in saved:
             attributes.clear()
             attributes.update(before)
+
+
+def _tagged_items(
+    value: dict[Any, Any], path: str, name: str, known: dict[Attribute, int]
+) -> dict[Any, Any]:
+    """A copy of a dict attribute that hands out the integers in it with provenance."""
+    out = dict(value)
+    for key, item in value.items():
+        if type(item) is int and item > 1 and type(key) is str and key.isidentifier():
+            source = Attribute(path, name, key)
+            known[source] = item
+            out[key] = TaggedInt(item, source)
+    return out
+
+
+def _states_itself(module: nn.Module) -> bool:
+    """Whether a module says what a copy of it holds, which leaves out what it is given to run."""
+    own = getattr(type(module), "__getstate__", None)
+    return own is not getattr(nn.Module, "__getstate__", None)
 
 
 def _followed(forward: Callable[..., Any], path: str, recorder: Recorder) -> Callable[..., Any]:

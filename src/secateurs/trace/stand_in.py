@@ -121,7 +121,24 @@ def standing_in(module: nn.Module) -> Callable[..., Any]:
     """The forward that a trace runs: the module's own, or one whose sizes are attributes."""
     if type(module) is nn.MultiheadAttention and "forward" not in module.__dict__:
         return MethodType(MultiheadAttention.forward, module)
+    if _KEPT in module.__dict__:
+        return MethodType(_refreshed, module)
     return module.forward
+
+
+_LENGTHS, _KEPT = "axes_lengths", "_axes_lengths"  # of the layers of einops
+
+
+def refresh(module: nn.Module) -> None:
+    """Have a layer of einops run with the lengths that it states."""
+    own = module.__dict__
+    if _KEPT in own and isinstance(own.get(_LENGTHS), dict):
+        own[_KEPT] = tuple(own[_LENGTHS].items())
+
+
+def _refreshed(self: nn.Module, x: Tensor) -> Any:
+    refresh(self)
+    return type(self).forward(self, x)
 
 
 def adopt(modules: Mapping[str, nn.Module], cut: Iterable[str]) -> None:

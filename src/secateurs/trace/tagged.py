@@ -21,11 +21,11 @@ from typing import Any, NamedTuple, SupportsInt, TypeAlias
 
 
 class Attribute(NamedTuple):
-    """An integer attribute of a module, or item `item` of a tuple or list attribute."""
+    """An integer attribute of a module, or item `item` of a tuple, list or dict attribute."""
 
     module: str
     name: str
-    item: int | None = None
+    item: int | str | None = None
 
     def __str__(self) -> str:
         name = self.name if self.item is None else f"{self.name}[{self.item}]"
