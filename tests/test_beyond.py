@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from einops import rearrange
+from einops.layers.torch import Rearrange
 from tests.generated.laws import Laws
 from tests.support import doubled
 from torch import Tensor, nn
@@ -208,3 +211,137 @@ class LooksInside(Looks):
 @pytest.mark.parametrize(("make", "swayed"), [(Looks, False), (LooksInside, True)])
 def test_a_look_at_what_weights_make_is_told_apart(make: type[nn.Module], swayed: bool) -> None:
     assert sc.trace(make(), torch.randn(2, 5)).program.swayed == swayed
+
+
+class Plain(nn.Module):
+    """A norm without weights, whose `num_features` is compared with what comes in (MONAI)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(2, 8, 1), nn.Conv1d(8, 3, 1)
+        self.norm = nn.InstanceNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.norm(self.a(x))))
+
+
+class Sliced(nn.Module):
+    """One attribute says where all slices begin and end (WaveRNN of torchaudio)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 8), nn.Linear(4, 6), nn.Linear(10, 3)
+        self.n = 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        first, second = (x[:, self.n * i : self.n * (i + 1)] for i in range(2))
+        return self.out(torch.cat([self.b(first), second], 1))
+
+
+class Reshaped(nn.Module):
+    """Its second output, reshaped to sizes that an attribute states, is not used (LiGRU)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out, self.n = nn.Linear(5, 8), nn.Linear(8, 3), 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        torch.stack([x, x]).reshape(2, len(x), self.n)
+        return self.out(x)
+
+
+class Turned(nn.Module):
+    """A group norm of channels that come last in memory (UNet2D of diffusers)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(2, 8, 1), nn.GroupNorm(2, 8), nn.Conv1d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.norm(self.a(x).flatten(2)))
+
+
+class Listed(nn.Module):
+    """Its sizes stand in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(6, 24), nn.Linear(8, 3)
+        self.sizes = {"heads": 2}
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.sizes["heads"], -1).unbind(2)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        x = ((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2)
+        return self.out(x.flatten(2))
+
+
+class Rearranged(Listed):
+    """einops: heads from an attribute in a function, and in a layer that keeps them to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h, self.merge = 2, Rearrange("b h t d -> b t (h d)", h=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (rearrange(t, "b t (h d) -> b h t d", h=self.h) for t in self.qkv(x).chunk(3, -1))
+        return self.out(self.merge((q @ k.transpose(-1, -2)).softmax(-1) @ v))
+
+
+BEYOND = {
+    Plain: (torch.randn(2, 2, 5), {"a"}),
+    Sliced: (torch.randn(2, 5), {"a", "b"}),
+    Reshaped: (torch.randn(2, 5), {"a"}),
+    Turned: (torch.randn(2, 2, 5, 5).to(memory_format=torch.channels_last), {"a:channel"}),
+    Listed: (torch.randn(2, 4, 6), {"qkv", "qkv:head-dim"}),
+    Rearranged: (torch.randn(2, 4, 6), {"qkv", "qkv:head-dim"}),
+}
+
+
+@pytest.mark.parametrize("make", BEYOND, ids=lambda make: make.__name__)
+def test_it_is_cut_where_it_stands(make: type[nn.Module]) -> None:
+    model, (x, names) = doubled(make()), BEYOND[make]
+    x = x.double()
+    run(model, x)  # einops keeps what it computed
+    graph = sc.trace(model, x)
+    assert names <= {group.name for group in graph}
+    for seed in range(4):
+        plan = graph.random_plan(0.4, seed=seed)
+        small = copy.deepcopy(sc.apply(model, sc.Plan.from_json(plan.to_json())))
+        assert sc.verify(model, small, plan, x).max_relative_error <= 1e-12
+        again = sc.trace(small, x).random_plan(0.2, seed=seed)
+        assert sc.verify(small, sc.apply(small, again), again, x).max_relative_error <= 1e-12
+
+
+def run(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = model(x)
+    return out
+
+
+class Pooled(nn.Module):
+    """A functional attention that takes the size of a head from its input (CLIP's ResNets)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 8)
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(torch.relu(self.a(x)))
+        return F.multi_head_attention_forward(
+            x, x, x, x.shape[-1], 2, None, torch.cat([self.q.bias, self.k.bias, self.v.bias]),
+            None, None, False, 0.0, self.out.weight, self.out.bias, use_separate_proj_weight=True,
+            q_proj_weight=self.q.weight, k_proj_weight=self.k.weight, v_proj_weight=self.v.weight,
+        )[0]  # fmt: skip
+
+
+def test_a_functional_attention_is_cut_by_nothing_that_it_sizes_itself() -> None:
+    model, x = doubled(Pooled()), torch.randn(4, 2, 5).double()
+    graph = sc.trace(model, x)
+    assert "a" in {group.name for group in graph}
+    for group in graph:
+        plan = graph.plan({group.name: [int(block[0]) for block in group.blocks()]})
+        assert sc.verify(model, sc.apply(model, plan), plan, x).max_relative_error <= 1e-12

@@ -95,7 +95,7 @@ def test_what_is_not_a_plan_is_refused(text: str) -> None:
         (["attributes", "conv1.out_channels"], [6]),
         (["attributes", "conv1.out_channels"], [6, -1]),
         (["attributes", "conv1.out_channels"], [6, 4.5]),
-        (["attributes", "conv1.kernel_size[x]"], [5, 4]),
+        (["attributes", "conv1.kernel_size[-1]"], [5, 4]),
         (["edits"], None),
         (["edits"], [["", "forward", "x.view(-1, 8)", 0, 1]]),
         (["edits"], [[1, 2, 3, 4, 5, 6, 7]]),

@@ -110,7 +110,6 @@ def solve(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Solved:
     Raises:
         MendError: as for `mend`.
     """
-    nodes, known = list(nodes), Known(analysis, cut)
     equations: list[Equation] = []
     numbers: list[tuple[Given, int]] = []
     restated: Restatements = {}
@@ -126,64 +125,38 @@ def solve(analysis: Analysis, cut: Cut, nodes: Iterable[Node]) -> Solved:
             equations.append((stated.source, new, call, place))
         else:
             numbers.append((given, place))
-    edits, others = _numbers(numbers)
-    for (call, _, old, new), place in others:
-        if not _of_weights(known, nodes, call, old, new):
-            raise _unwritten(call, old, new)
-        _restate(restated, known, call, place, old, new)
-    after, views = _solve(equations, known, restated)
-    return Solved(after, list(restated.values()), [*edits, *views])
+    after, views = _solve(equations, Known(analysis, cut), restated)
+    return Solved(after, list(restated.values()), [*_numbers(numbers), *views])
 
 
-def _numbers(numbers: Sequence[tuple[Given, int]]) -> tuple[list[Edit], list[tuple[Given, int]]]:
-    """Numbers in the code that become others, and those of unknown origin.
+def _numbers(numbers: Sequence[tuple[Given, int]]) -> list[Edit]:
+    """Numbers in the code that become others.
 
     Raises:
-        MendError: a number is needed as it is in another run of the same code.
+        MendError: one is not written there, or is needed as it is in another run of the same code.
     """
     changed = {_instruction(given.call) for given, _ in numbers if given.old != given.new}
     needed: dict[Any, int] = {}
-    edits: dict[Any, Edit] = {}
-    unknown: list[tuple[Given, int]] = []
-    edited = set()
-    for given, place in numbers:
-        call, _, old, new = given
-        instruction, site = _instruction(call), site_of(call)
-        if instruction not in changed or (site is None and old == new):
+    out: dict[Any, Edit] = {}
+    for (call, _, old, new), place in numbers:
+        site = site_of(call)
+        if _instruction(call) not in changed or (site is None and old == new):
             continue
         spot = spot_of(call, place, sure=old != new)
-        edit = written(call, place, new) if old != new and spot is not None else None
-        if site is None or spot is None or (old != new and edit is None):
-            unknown.append((given, place))
-            continue
+        if site is None or spot is None:
+            raise _unwritten(call, old, new)
         at = (site.key, spot)
         if needed.setdefault(at, new) != new:
             raise MendError(
                 f"{call.place} is given {old} where the cut needs {needed[at]} in one run and "
                 f"{new} in another; use two attributes instead of the number"
             )
-        if edit is not None:
-            edits.setdefault(at, edit)
-            edited.add(instruction)
-    for (call, _, old, new), _ in unknown:
-        if old == new and _instruction(call) in edited:
-            raise _unwritten(call, old, new)
-    return list(edits.values()), [(g, place) for g, place in unknown if g.old != g.new]
-
-
-def _of_weights(known: Known, nodes: Iterable[Node], call: Call, old: int, new: int) -> bool:
-    """Whether a size that a call states is one of weights, and so the same for all inputs."""
-    analysis = known.analysis
-    shapes = (
-        zip(analysis.program.values[out].shape, analysis.axes[out], strict=True)
-        for node in nodes
-        if node.call is call
-        for out in node.outputs
-        if out is not None
-    )
-    found = [axis for shape in shapes for size, axis in shape if size == old]
-    found = [axis for axis in found if known.cut.size(axis) == new]
-    return bool(found) and all(analysis.weighted.issuperset(leaves(axis)) for axis in found)
+        if old != new and at not in out:
+            edit = written(call, place, new)
+            if edit is None:
+                raise _unwritten(call, old, new)
+            out[at] = edit
+    return list(dict.fromkeys(out.values()))
 
 
 def _unwritten(call: Call, old: int, new: int) -> MendError:
@@ -222,16 +195,10 @@ def _solve(
                 f"{source} states two sizes that this plan makes different ({known[source]} and "
                 f"{value}, at {call.place}); delete equally many units of both"
             )
+    while any(_inverted(source, value, known) for source, value, *_ in equations):
+        pass  # what one sets, others are given
     for source, value, call, place in equations:
-        if evaluate(source, known) == value:
-            continue
-        for attribute in leaves_of(source):
-            if isinstance(attribute, Attribute) and attribute not in known:
-                found = _invert(source, value, attribute, known)
-                if found is not None:
-                    known[attribute] = found
-                    break
-        else:
+        if evaluate(source, known) != value:
             view = left(call, place)
             if view is not None and views.setdefault(id(call), view) == view:
                 continue
@@ -240,6 +207,19 @@ def _solve(
                 raise _disagree(call, given, value)
             _restate(restated, known, call, place, given, value)
     return dict(known), list(dict.fromkeys(views.values()))
+
+
+def _inverted(source: Source, value: int, known: Known) -> bool:
+    """Whether an attribute that was not known is what it must be for the source to give this."""
+    if evaluate(source, known) == value:
+        return False
+    for attribute in leaves_of(source):
+        if isinstance(attribute, Attribute) and attribute not in known:
+            found = _invert(source, value, attribute, known)
+            if found is not None:
+                known[attribute] = found
+                return True
+    return False
 
 
 def _restate(

@@ -176,6 +176,8 @@ def _needed(
     return chosen[::-1], rest[::-1]
 
 
+_GROUP_NORM = torch.ops.aten.native_group_norm.default
+
 Intercept: TypeAlias = Callable[[list[Any]], list[Any]]
 Instead: TypeAlias = Callable[..., Any]
 
@@ -235,7 +237,9 @@ class Program:
         return out
 
     def set_aside(self) -> None:
-        """Put what no output depends on aside, if weights take part in it; else it is dropped.
+        """Put what no output depends on aside, if it states sizes or weights take part in it.
+
+        All else is dropped.
 
         One that still works in place is kept: what it changes may be seen under another name.
         """
@@ -257,7 +261,8 @@ class Program:
                 weights.update(outputs)
         for node in dead:
             outputs = [out for out in node.outputs if out is not None and self.values[out].live]
-            if outputs and any(i in weights or i in reached for i in node.inputs):
+            states = node.call is not None and node.call.sizes
+            if outputs and (states or any(i in weights or i in reached for i in node.inputs)):
                 weighed.append(id(node))
                 reached.update(outputs)
         self.nodes = live
@@ -313,6 +318,8 @@ class Program:
             args = [fill(arg, env) for arg in node.args]
             if position in intercept:
                 args = intercept[position](args)
+            if node.op is _GROUP_NORM:  # what was contiguous when recorded may not be now
+                args[0] = args[0].contiguous()
             kwargs = {k: fill(v, env) for k, v in node.kwargs.items()} if node.kwargs else {}
             run = instead.get(position, node.op)
             result = run(*args, **kwargs)

@@ -601,7 +601,9 @@ def _observed(recorder: Recorder) -> Iterator[None]:
             )
             for name, value in own:
                 if type(value) is dict:  # what is put there meanwhile is gone with the copy
-                    attributes[name] = {} if name in kept else _tagged_items(value, path, name, known)
+                    attributes[name] = (
+                        {} if name in kept else _tagged_items(value, path, name, known)
+                    )
                 elif type(value) is int:
                     if value > 1:  # no smaller number is the size of something that can be cut
                         source = Attribute(path, name)
