@@ -90,6 +90,7 @@ def test_a_size_that_decides_more_is_not_cut(make: Any) -> None:
     graph = sc.trace(doubled(make()), torch.randn(3, 4).double())
     assert "a" not in [group.name for group in graph]
     assert any(axis.tensor == "a.weight" and axis.dim == 0 for axis in graph.frozen)
+    assert all(axis.reason.count("serves such a cut") <= 1 for axis in graph.frozen)
 
 
 def test_an_attribute_that_equals_a_size_stays_equal() -> None:

@@ -23,7 +23,7 @@ from .sizes import Cut, resized_args
 def unmended(program: Program, why: str) -> str:
     """Why a cut cannot be mended in the model, and what else can be done."""
     hint = "; sc.trace(model, inputs, replay=True) serves such a cut as a static program"
-    return why if program.looks else why + hint
+    return why if program.looks or why.endswith(hint) else why + hint
 
 
 def shrunk(analysis: Analysis, cut: Cut) -> Program:
