@@ -239,19 +239,6 @@ class Sliced(nn.Module):
         return self.out(torch.cat([self.b(first), second], 1))
 
 
-class Reshaped(nn.Module):
-    """Its second output, reshaped to sizes that an attribute states, is not used (LiGRU)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.out, self.n = nn.Linear(5, 8), nn.Linear(8, 3), 8
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.a(x))
-        torch.stack([x, x]).reshape(2, len(x), self.n)
-        return self.out(x)
-
-
 class Turned(nn.Module):
     """A group norm of channels that come last in memory (UNet2D of diffusers)."""
 
@@ -293,7 +280,6 @@ class Rearranged(Listed):
 BEYOND = {
     Plain: (torch.randn(2, 2, 5), {"a"}),
     Sliced: (torch.randn(2, 5), {"a", "b"}),
-    Reshaped: (torch.randn(2, 5), {"a"}),
     Turned: (torch.randn(2, 2, 5, 5).to(memory_format=torch.channels_last), {"a:channel"}),
     Listed: (torch.randn(2, 4, 6), {"qkv", "qkv:head-dim"}),
     Rearranged: (torch.randn(2, 4, 6), {"qkv", "qkv:head-dim"}),

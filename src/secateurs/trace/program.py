@@ -237,9 +237,7 @@ class Program:
         return out
 
     def set_aside(self) -> None:
-        """Put what no output depends on aside, if it states sizes or weights take part in it.
-
-        All else is dropped.
+        """Put what no output depends on aside, if weights take part in it; else it is dropped.
 
         One that still works in place is kept: what it changes may be seen under another name.
         """
@@ -261,8 +259,7 @@ class Program:
                 weights.update(outputs)
         for node in dead:
             outputs = [out for out in node.outputs if out is not None and self.values[out].live]
-            states = node.call is not None and node.call.sizes
-            if outputs and (states or any(i in weights or i in reached for i in node.inputs)):
+            if outputs and any(i in weights or i in reached for i in node.inputs):
                 weighed.append(id(node))
                 reached.update(outputs)
         self.nodes = live
