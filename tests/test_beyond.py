@@ -331,3 +331,27 @@ def test_a_functional_attention_is_cut_by_nothing_that_it_sizes_itself() -> None
     for group in graph:
         plan = graph.plan({group.name: [int(block[0]) for block in group.blocks()]})
         assert sc.verify(model, sc.apply(model, plan), plan, x).max_relative_error <= 1e-12
+
+
+class Chosen(nn.Module):
+    """Values decide how many rows there are (VITS, ATS)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(2, 4), nn.Linear(2, 3)
+        nn.init.ones_(self.a.weight)
+        nn.init.ones_(self.a.bias)
+        self.b = nn.Linear(4, 1)
+        nn.init.ones_(self.b.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        keep = self.b(self.a(x))[:, 0] > 14
+        return self.out(x[keep] + torch.ones(2, 2, dtype=x.dtype))
+
+
+def test_a_proof_without_a_reference_says_so() -> None:
+    model = doubled(Chosen())
+    x = torch.tensor([[1.5, 1.5], [1.5, 2.0], [0.1, 0.1]]).double()
+    plan = sc.trace(model, x).plan({"a": [0]})
+    with pytest.raises(sc.errors.LawError, match="values decide a shape"):
+        sc.verify(model, sc.apply(model, plan), plan, x)

@@ -306,7 +306,8 @@ def verify(
 
     Raises:
         PlanError: the plan was not made for `model`.
-        LawError: the cut model does not run, or returns another structure.
+        LawError: the cut model does not run, or returns another structure, or what was recorded
+            does not run with the units gated.
 
     >>> import torch, secateurs as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)).double()
@@ -319,7 +320,13 @@ def verify(
     if graph is None:
         graph = trace(model, example_inputs, replay=plan.replay)
     drawn = torch.get_rng_state()
-    reference = gated_output(graph, model, plan, example_inputs)
+    try:
+        reference = gated_output(graph, model, plan, example_inputs)
+    except RuntimeError as error:
+        raise LawError(
+            "there is nothing to compare with: what was recorded does not run when the units are "
+            f"gated, as where values decide a shape: {error}"
+        ) from error
     torch.set_rng_state(drawn)  # what is random even in eval mode is the same for both
     args, kwargs = as_call(example_inputs)
     try:
