@@ -355,3 +355,25 @@ def test_a_proof_without_a_reference_says_so() -> None:
     plan = sc.trace(model, x).plan({"a": [0]})
     with pytest.raises(sc.errors.LawError, match="values decide a shape"):
         sc.verify(model, sc.apply(model, plan), plan, x)
+
+
+class Lots(nn.Module):
+    """It draws by lot in eval mode, along a width that can be cut (Tacotron 2, an autoencoder)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(F.dropout(self.a(x), 0.5))
+        return self.out(x + torch.randn_like(x) * x)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_both_sides_of_a_proof_draw_the_same(name: str) -> None:
+    model, x = doubled(Lots()), torch.randn(4, 3).double()
+    plan = sc.trace(model, x).plan({name: [0, 3]})
+    small = sc.apply(model, plan)
+    assert sc.verify(model, small, plan, x).max_relative_error <= 1e-12
+    getattr(small, name).bias.data[1] += 0.1  # the proof is not blind for that
+    assert not sc.verify(model, small, plan, x).holds

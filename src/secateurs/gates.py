@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from .draws import Drawn, Redrawn, draws
 from .errors import LawError, TraceError
 from .frontend import FrontEnd
 from .groups import Graph, Selection
@@ -319,18 +320,22 @@ def verify(
     plan.check(model)
     if graph is None:
         graph = trace(model, example_inputs, replay=plan.replay)
-    drawn = torch.get_rng_state()
+    state, drawn = torch.get_rng_state(), Drawn()
+    lots = draws(graph.program)
     try:
-        reference = gated_output(graph, model, plan, example_inputs)
+        with drawn if lots else nullcontext():
+            reference = gated_output(graph, model, plan, example_inputs)
     except RuntimeError as error:
         raise LawError(
             "there is nothing to compare with: what was recorded does not run when the units are "
             f"gated, as where values decide a shape: {error}"
         ) from error
-    torch.set_rng_state(drawn)  # what is random even in eval mode is the same for both
+    torch.set_rng_state(state)  # what is random even in eval mode is the same for both
+    axes, selection = graph.analysis.axes, graph.select(plan.groups)
+    again = drawn.kept(lots, lambda numbers, value: _keep(numbers, axes[value], selection))
     args, kwargs = as_call(example_inputs)
     try:
-        with torch.no_grad(), evaluating(small):
+        with torch.no_grad(), evaluating(small), Redrawn(again) if again else nullcontext():
             result = small(*args, **kwargs)
     except Exception as error:
         raise LawError(f"the cut model does not run: {type(error).__name__}: {error}") from error
