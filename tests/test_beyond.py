@@ -363,10 +363,11 @@ class Lots(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.out = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.std = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.b(F.dropout(self.a(x), 0.5))
-        return self.out(x + torch.randn_like(x) * x)
+        return self.out(x + torch.empty_like(x).normal_(0, self.std) * x)
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
@@ -376,4 +377,13 @@ def test_both_sides_of_a_proof_draw_the_same(name: str) -> None:
     small = sc.apply(model, plan)
     assert sc.verify(model, small, plan, x).max_relative_error <= 1e-12
     getattr(small, name).bias.data[1] += 0.1  # the proof is not blind for that
+    assert not sc.verify(model, small, plan, x).holds
+
+
+def test_a_proof_sees_that_another_distribution_is_drawn_from() -> None:
+    model, x = doubled(Lots()), torch.randn(64, 3).double()
+    plan = sc.trace(model, x).plan({"b": [0, 3]})
+    small = sc.apply(model, plan)
+    assert sc.verify(model, small, plan, x).holds
+    small.std = 2.0
     assert not sc.verify(model, small, plan, x).holds

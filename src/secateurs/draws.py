@@ -22,7 +22,8 @@ _FREE = frozenset(
     "normal_.default bernoulli_.float exponential_.default".split()
 )
 
-Draws = dict[tuple[str, tuple[int, ...]], deque[torch.Tensor]]
+# What drew, from which distribution, of which shape -> the numbers, in the order of the draws.
+Draws = dict[tuple[str, tuple[Any, ...], tuple[int, ...]], deque[torch.Tensor]]
 
 
 def draws(program: Program) -> list[Node]:
@@ -31,35 +32,36 @@ def draws(program: Program) -> list[Node]:
 
 
 class Drawn(TorchDispatchMode):
-    """Keeps what is drawn: the operation and a copy of its numbers."""
+    """Keeps what is drawn: the operation, its distribution and a copy of its numbers."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.numbers: list[tuple[str, torch.Tensor]] = []
+        self.drawn: list[tuple[str, tuple[Any, ...], torch.Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **kwargs or {})
         if str(func) in _FREE:
-            self.numbers.append((str(func), out.clone()))
+            self.drawn.append((str(func), tuple(args[1:]), out.clone()))
         return out
 
     def kept(self, nodes: list[Node], keep: Callable[[torch.Tensor, int], torch.Tensor]) -> Draws:
-        """What `keep` leaves of each draw, given it and the value it made, by operation and shape.
+        """What `keep` leaves of each draw, given its numbers and the value that the node made.
 
         Nothing, unless the nodes are what was drawn.
         """
         out: Draws = {}
-        if [str(node.op) for node in nodes] == [name for name, _ in self.numbers]:
-            for node, (name, numbers) in zip(nodes, self.numbers, strict=True):
+        if [str(node.op) for node in nodes] == [name for name, _, _ in self.drawn]:
+            for node, (name, distribution, numbers) in zip(nodes, self.drawn, strict=True):
                 for value in node.outputs:  # each of these operations makes one tensor
                     if value is not None:
                         small = keep(numbers, value)
-                        out.setdefault((name, tuple(small.shape)), deque()).append(small)
+                        key = name, distribution, tuple(small.shape)
+                        out.setdefault(key, deque()).append(small)
         return out
 
 
 class Redrawn(TorchDispatchMode):
-    """Gives what was drawn before, in that order, where as much is drawn again."""
+    """Gives what was drawn before, in that order, where the same is drawn again."""
 
     def __init__(self, numbers: Draws) -> None:
         super().__init__()
@@ -67,6 +69,8 @@ class Redrawn(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **kwargs or {})  # drawn all the same: others go on from the same seed
-        if str(func) in _FREE and (queue := self.numbers.get((str(func), tuple(out.shape)))):
-            out.copy_(queue.popleft())
+        if str(func) in _FREE:
+            queue = self.numbers.get((str(func), tuple(args[1:]), tuple(out.shape)))
+            if queue:
+                out.copy_(queue.popleft())
         return out
