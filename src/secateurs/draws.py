@@ -15,11 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .trace.program import Node, Program
 
-# Whose numbers depend on no tensor: else what they are drawn from has to be proved too.
+# What the rules follow and whose numbers depend on no tensor: of others, what they are drawn from
+# has to be proved too.
 _FREE = frozenset(
     f"aten.{name}"
-    for name in "rand.default randn.default rand_like.default randn_like.default uniform_.default "
-    "normal_.default bernoulli_.float exponential_.default".split()
+    for name in "rand.default randn.default rand_like.default randn_like.default "
+    "bernoulli_.float".split()
 )
 
 # What drew, from which distribution, of which shape -> the numbers, in the order of the draws.
