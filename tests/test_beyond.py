@@ -372,7 +372,7 @@ class Lots(nn.Module):
 
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_both_sides_of_a_proof_draw_the_same(name: str) -> None:
-    model, x = doubled(Lots()), torch.randn(4, 3).double()
+    model, x = doubled(Lots()), torch.randn(64, 3).double()
     plan = sc.trace(model, x).plan({name: [0, 3]})
     small = sc.apply(model, plan)
     assert sc.verify(model, small, plan, x).max_relative_error <= 1e-12
