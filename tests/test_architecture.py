@@ -25,7 +25,7 @@ FLOORS = [
     {"members", "units", "selection", "grouping", "groups", "blocks", "plan", "plan_schema",
      "planning", "composing", "slices", "reach", "gates", "cost", "latency", "budget", "surgery",
      "criteria", "exact", "score", "scores", "ranking", "batches", "frontend", "watch", "sites",
-     "infos", "curvature", "mendable", "unseen", "ways"},
+     "infos", "curvature", "mendable", "unseen", "ways", "draws"},
     {"process", "files", "data", "report", "compare", "sparse", "oracle", "oracle_result"},
     {"keras"},
     {"__init__", "verbs"},
