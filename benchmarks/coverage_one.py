@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 import secateurs as sc
 from secateurs.errors import LawError, SecateursError
-from secateurs.trace.record import as_call
+from secateurs.trace.model import as_call
 
 FRACTION = 0.3
 

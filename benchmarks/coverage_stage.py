@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from secateurs.atomic import write_text
 from secateurs.errors import SecateursError
-from secateurs.trace.record import as_call
+from secateurs.trace.model import as_call
 
 LIMIT = 60  # seconds of processor that a stage may take; a lone thread has a core to itself
 

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import register_parametrization
 import secateurs as sc
 from secateurs.errors import FileError, MaskError
 from secateurs.sparse.masks import Masks
-from secateurs.trace.record import as_call
+from secateurs.trace.model import as_call
 
 LOSS = nn.CrossEntropyLoss()
 

@@ -32,7 +32,7 @@ from secateurs.exact.changes import Engine
 from secateurs.exact.sample import Sample, draw
 from secateurs.gates import gate, statistics, tensors_of
 from secateurs.groups import Selection
-from secateurs.trace.record import input_tensors, model_tensors
+from secateurs.trace.model import input_tensors, model_tensors
 
 
 def per_example(output: Any, target: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .errors import DataError, NotFiniteError
-from .trace.record import as_call
+from .trace.model import as_call
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 Objective: TypeAlias = Callable[[Any, Any], Tensor]

@@ -27,8 +27,9 @@ from .reach import unreached
 from .surgery.replay import Replayed
 from .trace.analyse import Read, analyse
 from .trace.labels import Axis
+from .trace.model import as_call, input_tensors, model_tensors
+from .trace.modes import evaluating
 from .trace.program import Instead, Intercept, Node, Program, Ref
-from .trace.record import as_call, evaluating, input_tensors, model_tensors
 from .trace.sizes import resized_args
 from .unseen import unseen
 from .ways import turning

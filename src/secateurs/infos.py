@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .criteria import GroupInfo
 from .groups import Graph, Group, Member
 from .trace.labels import axis_size
-from .trace.record import model_tensors
+from .trace.model import model_tensors
 
 
 def group_infos(

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils.benchmark import Timer
 
-from .trace.record import as_call, evaluating
+from .trace.model import as_call
+from .trace.modes import evaluating
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from .slices import Slices
 from .surgery.edits import Edit
 from .surgery.fold import Scale
 from .surgery.restate import Restated
-from .trace.record import modules_of, tensor_of
+from .trace.model import modules_of, tensor_of
 
 if TYPE_CHECKING:
     from .groups import Graph

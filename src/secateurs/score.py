@@ -31,7 +31,8 @@ from .groups import Graph, Group
 from .infos import group_infos
 from .scores import Array, Scores
 from .sites import gated_reads, sites
-from .trace.record import as_call, evaluating
+from .trace.model import as_call
+from .trace.modes import evaluating
 from .watch import SECOND, Seen, Watched
 
 Share = Callable[[dict[str, Any]], list[dict[str, Any]]]

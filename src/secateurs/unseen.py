@@ -20,9 +20,10 @@ from .groups import Graph, Group
 from .surgery.apply import cut
 from .surgery.fold import computed_factors
 from .trace import rules
+from .trace.model import model_tensors
 from .trace.numbers import computed_from, suspect
 from .trace.program import Node, Program
-from .trace.record import model_tensors, record
+from .trace.record import record
 from .trace.rules import op_name
 from .trace.tagged import Attribute, Source, leaves_of
 

@@ -21,8 +21,8 @@ from .gates import trace
 from .groups import Graph, Group
 from .sites import Family, Site, gated, gated_reads, sites, sums
 from .trace.analyse import Read
+from .trace.model import input_tensors, model_tensors
 from .trace.program import Instead, Intercept, Node
-from .trace.record import input_tensors, model_tensors
 
 SECOND = frozenset({"hessian", "gauss_newton"})
 

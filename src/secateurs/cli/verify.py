@@ -100,7 +100,7 @@ def _verify_keras(
     from ..files.store import KERAS
     from ..gates import deviation, tensors_of
     from ..keras.module import Module, inputs_for
-    from ..trace.record import as_call
+    from ..trace.model import as_call
 
     example = inputs_for(network, example_inputs(model, network, shapes, inputs))
     small = apply(network, plan)
@@ -162,7 +162,7 @@ def _run_saved(directory: Path, network: nn.Module, example: Any, dtype: torch.d
     from torch.utils import _pytree as pytree
 
     from .. import load
-    from ..trace.record import as_call
+    from ..trace.model import as_call
 
     small = load(directory, copy.deepcopy(network)).to(dtype).eval()
     args, kwargs = as_call(example)

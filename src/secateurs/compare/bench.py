@@ -20,7 +20,7 @@ from ..process.options import Options
 from ..process.run import Evaluate, Finetune
 from ..process.stream import Stream
 from ..process.training import OptimizerFactory, SchedulerFactory, Trainer
-from ..trace.record import evaluating
+from ..trace.modes import evaluating
 from .options import CompareOptions
 
 

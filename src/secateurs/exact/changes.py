@@ -17,7 +17,8 @@ from ..blocks import Block
 from ..errors import DataError
 from ..groups import Graph, Group
 from ..trace.labels import leaves
-from ..trace.record import as_call, evaluating, input_tensors
+from ..trace.model import as_call, input_tensors
+from ..trace.modes import evaluating
 from .cone import Cone, cone_of, cuts_of, cuts_of_block
 from .judge import Judge
 from .probe import recording_for

@@ -19,7 +19,8 @@ from ..frontend import recorded
 from ..gates import TOLERANCE, deviation, trace
 from ..groups import Graph
 from ..trace.labels import leaves
-from ..trace.record import as_call, evaluating, input_tensors, model_tensors
+from ..trace.model import as_call, input_tensors, model_tensors
+from ..trace.modes import evaluating
 from .recording import Affine, Layout, Recording, ordered_inputs, pick_examples, tensors_in
 
 SIZES = (5, 7, 11)

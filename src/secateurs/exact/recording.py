@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
 from ..groups import Graph
+from ..trace.model import input_tensors, model_tensors
 from ..trace.program import Node, Ref, fill
-from ..trace.record import input_tensors, model_tensors
 from .fused import fused_calls
 from .kernels import kernel_of
 

@@ -14,8 +14,8 @@ from ..errors import PlanError
 from ..gates import gate, statistics, trace
 from ..groups import Graph, Group, Selection
 from ..surgery.apply import cut
+from ..trace.model import model_tensors
 from ..trace.program import Instead, Intercept
-from ..trace.record import model_tensors
 from .cone import Cone
 from .probe import replays
 from .recording import Recording, ordered_inputs

@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ExportError
 from ..gates import deviation, tensors_of
-from ..trace.record import as_call, evaluating
+from ..trace.model import as_call
+from ..trace.modes import evaluating
 
 BatchDims: TypeAlias = int | Sequence[int | None] | Mapping[str, int | None]
 

@@ -19,7 +19,7 @@ from ..batches import Loss, Objective
 from ..errors import ConfigError, FileError, NotFiniteError
 from ..files.store import loose_buffers, unique_state
 from ..gates import trace
-from ..trace.record import evaluating
+from ..trace.modes import evaluating
 from .checkpoint import NAME
 from .interrupt import Interrupt
 from .options import Training

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..batches import Loss, Objective, loss_of, to_device
 from ..errors import ConfigError, DataError, FileError, NotFiniteError
 from ..plan import Plan
-from ..trace.record import model_tensors
+from ..trace.model import model_tensors
 from .options import Training
 from .stream import Stream
 

@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 from ..errors import LawError, TraceError
 from ..gates import deviation
 from ..latency import latency
-from ..trace.record import as_call, evaluating, modules_of
+from ..trace.model import as_call, modules_of
+from ..trace.modes import evaluating
 
 M = TypeVar("M", bound=nn.Module)
 

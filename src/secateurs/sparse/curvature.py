@@ -22,8 +22,9 @@ from ..batches import Loss, Objective, check_loss, loss_of, total_loss
 from ..curvature import Output, check_bent, hessian, hessian_rows, slope_at
 from ..errors import DataError
 from ..frontend import recorded
+from ..trace.model import input_tensors, model_tensors
+from ..trace.modes import evaluating
 from ..trace.program import Node, Program, Ref
-from ..trace.record import evaluating, input_tensors, model_tensors
 from .derivatives import examples_of, parameters_of
 from .squares import Step, squared, unknown
 

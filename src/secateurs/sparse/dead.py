@@ -16,7 +16,8 @@ from ..groups import Graph
 from ..plan import Plan
 from ..surgery.apply import apply
 from ..tables import render
-from ..trace.record import as_call, evaluating, model_tensors, modules_of, tensor_of
+from ..trace.model import as_call, model_tensors, modules_of, tensor_of
+from ..trace.modes import evaluating
 from .fold import place
 from .influence import Influence
 from .search import NO_INPUTS, NO_READERS, Search

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..batches import Loss, Objective, check_loss, loss_of, to_device, total_loss
 from ..errors import ConfigError, DataError, DerivativeError, nearest
 from ..exact.changes import count_examples
-from ..trace.record import evaluating
+from ..trace.modes import evaluating
 
 
 def parameters_of(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:

@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..trace.analyse import Analysis
+from ..trace.operations import decompose
 from ..trace.program import Call, Ref
-from ..trace.record import decompose
 from ..trace.rules import supported
 from ..trace.sizes import Cut
 from .restate import with_sizes

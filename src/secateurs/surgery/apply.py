@@ -13,7 +13,7 @@ from ..errors import PlanError
 from ..frontend import FrontEnd
 from ..plan import Plan
 from ..slices import Known
-from ..trace.record import caches, model_tensors, modules_of
+from ..trace.model import caches, model_tensors, modules_of
 from ..trace.stand_in import adopt, refresh
 from .config import mend_config
 from .edits import Edit

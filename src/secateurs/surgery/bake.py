@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..trace.record import model_tensors
+from ..trace.model import model_tensors
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..plan import Plan
-from ..trace.record import model_tensors, modules_of, own_attributes
+from ..trace.model import model_tensors, modules_of, own_attributes
 
 Field: TypeAlias = tuple[str | int, ...]  # ('vision_config', 'num_heads', 0)
 Change: TypeAlias = tuple[Field, int]

@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..errors import PlanError, TraceError
+from ..trace.model import model_tensors, modules_of
 from ..trace.program import Program, is_plain
-from ..trace.record import model_tensors, modules_of
 from ..trace.shadow import META
 from ..trace.static import shrunk
 

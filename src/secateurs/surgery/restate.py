@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..trace.calls import function_name
 from ..trace.program import can_size
-from ..trace.record import function_name
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class _Replace:
             return type(value)(map(self, value)) if type(value) in (tuple, list) else value
         if isinstance(value, slice):
             return slice(self(value.start), self(value.stop), self(value.step))
-        if isinstance(value, int) and not isinstance(value, bool) and can_size(value):
+        number = isinstance(value, int) and not isinstance(value, bool) and can_size(value)
+        if number or isinstance(value, torch.SymInt):  # a size of any value, under torch.export
             self.place += 1
             return self.sizes.get(self.place, value)
         return value

@@ -32,12 +32,15 @@ class Shadow:
     """Executes operations on meta tensors that stand for real ones.
 
     Args:
-        own: ids of the tensors of the model.
         device: where the real inputs are.
+
+    Attributes:
+        own: the ids of real tensors that operations are given: those of the model.
     """
 
-    def __init__(self, own: set[int], device: torch.device):
-        self.own, self.device = own, device
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.own: set[int] = set()
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
         self._origins: dict[int, int] = {}
         self._stale: set[int] = set()

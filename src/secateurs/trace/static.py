@@ -50,7 +50,7 @@ def check(
     Raises:
         MendError: an operation fixes a size that the cut changes.
     """
-    program, shadow = analysis.program, Shadow(set(), META)
+    program, shadow = analysis.program, Shadow(META)
     for leaf in pytree.tree_leaves(program.outputs):
         if not is_plain(leaf):
             kind = type(leaf).__name__
