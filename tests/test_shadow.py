@@ -45,7 +45,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 def test_a_shadow_has_the_layout_of_the_real_result(name: str) -> None:
     func, args = CASES[name]
     func = getattr(func, "default", func)
-    shadow = Shadow(set(), torch.device("cpu"))
+    shadow = Shadow(torch.device("cpu"))
     wanted = func(*args)
     twins = pytree.tree_map_only(Tensor, shadow.twin, args)
     tensors = [leaf for leaf in pytree.tree_leaves(twins) if isinstance(leaf, Tensor)]
