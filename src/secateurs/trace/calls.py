@@ -35,11 +35,9 @@ _LAYERS = frozenset({"rnn_tanh", "rnn_relu", "gru", "lstm"})
 _UNBIND, _STACK = aten.unbind.int, aten.stack.default
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _ATTEND: Any = torch.nn.functional.scaled_dot_product_attention
-_OWN = frozenset({__file__, os.path.join(os.path.dirname(__file__), "operations.py")})
-_BETWEEN = _OWN | {torch.overrides.__file__}  # of the code and a note of its call
+_BETWEEN = frozenset({__file__, torch.overrides.__file__})  # of the code and a note of its call
 _MODE = "__torch_function__"
 _TORCH = os.path.join(torch.__path__[0], "")
-
 
 Running: TypeAlias = tuple[str, dict[str, int]]
 """The path of a module that runs, and how often which torch functions were called before."""
@@ -121,7 +119,7 @@ class Calls(TorchFunctionMode):
             )
             frame = inspect.currentframe()
             while frame is not None and (
-                frame.f_code.co_filename in _OWN
+                frame.f_code.co_filename == __file__
                 or frame.f_code.co_filename.startswith(_TORCH)
                 or frame.f_code.co_name == _MODE  # another one's, which hands the call on
             ):

@@ -33,10 +33,7 @@ class Recorder:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        supported: Callable[[Any], bool],
-        shadow: Shadow | None = None,
+        self, model: nn.Module, supported: Callable[[Any], bool], shadow: Shadow | None = None
     ):
         self.program = Program()
         self.modules = {path: (m, own_attributes(m)) for path, m in modules_of(model).items()}
@@ -45,6 +42,9 @@ class Recorder:
         sites = Sites(self.paths, {path: own for path, (_, own) in self.modules.items()})
         self.calls = Calls(self.values, sites)
         self.operations = Operations(self.values, self.calls, supported)
+
+    def every_module(self) -> list[nn.Module]:
+        return [module for module, _ in self.modules.values()]
 
     def run(self, model: nn.Module, call: Any) -> None:
         """One run on these inputs, written into the program."""
@@ -95,7 +95,7 @@ def record(model: nn.Module, example_inputs: Any, supported: Callable[[Any], boo
         shadow = Shadow(inputs[0].device)
         twins = pytree.tree_map_only(torch.Tensor, shadow.twin, call)
         recorder = Recorder(model, supported, shadow)
-        with in_mode(modules_of(model).values(), training=False):
+        with in_mode(recorder.every_module(), training=False):
             recorder.run(model, twins)
     except Exception:  # noqa: BLE001 - whatever it is, the real run will tell
         recorder = Recorder(model, supported)
@@ -120,7 +120,7 @@ def _run_training(model: nn.Module, recorder: Recorder, call: Any) -> None:
     evaluated, tensors = (program.nodes, program.outputs), dict(program.tensors)
     program.nodes, dead = [], [*program.aside.nodes]
     try:
-        with in_mode(modules_of(model).values(), training=True), torch.random.fork_rng(devices=[]):
+        with in_mode(recorder.every_module(), training=True), torch.random.fork_rng(devices=[]):
             recorder.run(model, call)
         recorder.operations.finish()
         program.aside = Run([*dead, *program.nodes], program.output_ids())
